@@ -1,1 +1,8 @@
-//! stub
+//! The east-west gateway of a cluster: packet router, links, registry member, trust, distribution.
+//!
+//! It never holds a key that decrypts traffic between sidecars. What decides is pure and in
+//! `isthmus-model`, `isthmus-tunnel` and `isthmus-federation`; this crate owns sockets and clocks.
+//! Start reading at [`config`].
+
+pub mod config;
+pub mod handles;
