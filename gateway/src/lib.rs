@@ -5,4 +5,6 @@
 //! Start reading at [`config`].
 
 pub mod config;
+pub mod dashboard;
 pub mod handles;
+pub mod summary;
