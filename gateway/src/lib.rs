@@ -7,4 +7,5 @@
 pub mod config;
 pub mod dashboard;
 pub mod handles;
+pub mod rows;
 pub mod summary;

@@ -14,6 +14,9 @@ pub struct Summary {
     pub cluster: String,
     /// When it was made, Unix milliseconds.
     pub generated_at: u64,
+    /// Where this gateway serves the dashboard, `http://IP:port`.
+    #[serde(default)]
+    pub dashboard: String,
     /// All requests of the mesh together.
     pub traffic: Traffic,
     /// Members, by name.
