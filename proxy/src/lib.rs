@@ -1,1 +1,18 @@
-//! stub
+//! The sidecar: it stands beside a workload, takes its connections, and carries each request to a
+//! sidecar of the mesh under the workload's own identity.
+//!
+//! Decisions (route, balance, retry, what may enter) are pure and work on an immutable
+//! [`View`](isthmus_model::view::View); the drivers around them own sockets and clocks.
+//! It never passes a mesh destination on in plaintext, and never needs a gateway to keep routing on
+//! what it already knows. Start at [`run`](run::run), then `outbound` and `inbound`, top to bottom.
+
+pub mod access_log;
+pub mod admin;
+pub mod capture;
+pub mod config;
+pub mod discovery;
+pub mod dns;
+pub mod metrics;
+
+pub use config::Config;
+pub use discovery::{Answer, Mesh};

@@ -1,0 +1,1 @@
+//! One line per request or connection, in Istio's formats.

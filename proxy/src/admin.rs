@@ -1,0 +1,1 @@
+//! The operator's view into a running sidecar, on loopback only.

@@ -1,0 +1,1 @@
+//! Captures the workload's connections: packet filter rules and the original destination.
