@@ -6,6 +6,14 @@
 
 pub mod config;
 pub mod dashboard;
+pub mod distribution;
 pub mod handles;
+mod join;
+pub mod locals;
+pub mod publish;
 pub mod rows;
 pub mod summary;
+mod tls_incoming;
+pub mod traffic;
+pub mod view;
+mod writer;

@@ -134,7 +134,7 @@ pub enum Resource {
 }
 
 /// What may be asked for or taken away by name.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum ResourceName {
     /// A host: its service, VirtualService and DestinationRule.

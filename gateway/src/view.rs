@@ -1,0 +1,335 @@
+//! From all that a gateway knows to what one sidecar is told of a name.
+//!
+//! Pure: registry, own workloads, leases and links in, resources out. Nothing is removed because it
+//! was not heard of: a cluster that has not spoken since the start makes its services *unknown*.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use isthmus_federation::registry::Registry;
+use isthmus_model::service::{Location, Resolution, Service, ServiceEntry, ServicePort};
+use isthmus_model::view::{Backends, Endpoint, Freshness, ResourceName, ServiceView, Target};
+use isthmus_model::{ClusterName, Host, Locality};
+use isthmus_wire::federation::EndpointHealth;
+
+use crate::locals::{Local, Locals, ServiceKey, target_port};
+
+/// Endpoints of one service and cluster that one sidecar hears of; a deterministic subset of more.
+pub const ENDPOINTS_PER_CLUSTER: usize = 8;
+
+/// What a cluster said of one of its services.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Imported {
+    /// Nothing yet since this gateway started.
+    Unheard,
+    /// It has no such service (any more).
+    Gone,
+    /// These endpoints.
+    Heard(Freshness, Vec<EndpointHealth>),
+}
+
+/// Other clusters' words, as leases keep them.
+pub trait Imports {
+    /// What `cluster` said of `service`.
+    fn of(&self, cluster: &ClusterName, service: &ServiceKey) -> Imported;
+}
+
+/// What is known of the path to a cluster.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct PathFacts {
+    /// Whether any link is up.
+    pub up: bool,
+    /// Round trip in microseconds.
+    pub rtt_us: u32,
+    /// Lost packets per million.
+    pub loss_ppm: u32,
+}
+
+/// All that views are made of.
+pub struct Facts<'a, I> {
+    /// This cluster.
+    pub own: &'a ClusterName,
+    /// Where it is.
+    pub locality: &'a Locality,
+    /// The log's state.
+    pub registry: &'a Registry,
+    /// The cluster's own services.
+    pub services: &'a BTreeMap<ServiceKey, Service>,
+    /// The cluster's own ServiceEntries.
+    pub entries: &'a BTreeMap<ServiceKey, ServiceEntry>,
+    /// The cluster's own workloads.
+    pub locals: &'a Locals,
+    /// Other clusters' words.
+    pub imports: &'a I,
+    /// Paths by cluster.
+    pub paths: &'a BTreeMap<ClusterName, PathFacts>,
+    /// Virtual addresses by host.
+    pub addresses: &'a BTreeMap<Host, Vec<IpAddr>>,
+}
+
+/// What is known of a host.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Known {
+    /// This.
+    Service(Box<ServiceView>),
+    /// It does not exist.
+    Absent,
+    /// Nobody who could know was heard yet.
+    Unknown,
+}
+
+impl<I: Imports> Facts<'_, I> {
+    /// The host that an address belongs to.
+    pub fn host_of(&self, address: IpAddr) -> Option<Host> {
+        let by_vip = self.addresses.iter().find(|(_, all)| all.contains(&address)).map(|(host, _)| host.clone());
+        by_vip
+            .or_else(|| {
+                let service = self.services.values().find(|service| service.address == Some(address))?;
+                Some(Host::cluster(&service.namespace, &service.name))
+            })
+            .or_else(|| {
+                let contains = |entry: &&ServiceEntry| entry.addresses.iter().any(|net| net.contains(&address));
+                self.all_entries().find(contains).and_then(|entry| entry.hosts.first().cloned())
+            })
+    }
+
+    /// What is known of `name`; addresses are answered as the host they belong to.
+    pub fn lookup(&self, name: &ResourceName) -> Known {
+        match name {
+            ResourceName::Host(host) => self.host(host),
+            ResourceName::Address(address) => match self.host_of(*address) {
+                Some(host) => self.host(&host),
+                None => Known::Absent,
+            },
+        }
+    }
+
+    /// What is known of `host`.
+    pub fn host(&self, host: &Host) -> Known {
+        let declared = || match self.entry(host) {
+            Some(entry) => Known::Service(Box::new(self.entry_view(host, entry))),
+            None => Known::Absent,
+        };
+        let Some((service, namespace)) = host.service() else { return declared() };
+        let key = (namespace, service);
+        let known = if host.is_mesh() { self.mesh_view(host, &key) } else { self.cluster_view(host, &key) };
+        if known == Known::Absent { declared() } else { known }
+    }
+
+    /// Every host that some sidecar of this cluster could ask for.
+    pub fn hosts(&self) -> Vec<Host> {
+        let local = self.services.keys().map(|(namespace, name)| Host::cluster(namespace, name));
+        let mesh = self.registry.exports.iter().flat_map(|(cluster, of)| {
+            of.values()
+                .filter(move |record| cluster == self.own || record.export.visible_to.cover(self.own.as_str()))
+                .map(|record| record.export.host())
+        });
+        let declared = self.all_entries().flat_map(|entry| entry.hosts.iter().cloned());
+        let mut all: Vec<Host> = local.chain(mesh).chain(declared).collect();
+        all.sort();
+        all.dedup();
+        all
+    }
+
+    fn all_entries(&self) -> impl Iterator<Item = &ServiceEntry> {
+        let others = self.registry.service_entries.iter().filter(|(cluster, _)| *cluster != self.own);
+        self.entries.values().chain(others.flat_map(|(_, of)| of.values().map(|record| &record.entry)))
+    }
+
+    /// The ServiceEntry of `host`: an exact host before a wildcard, the own cluster's before others'.
+    fn entry(&self, host: &Host) -> Option<&ServiceEntry> {
+        self.all_entries()
+            .find(|entry| entry.hosts.contains(host))
+            .or_else(|| self.all_entries().find(|entry| entry.hosts.iter().any(|one| one.covers(host))))
+    }
+
+    fn cluster_view(&self, host: &Host, key: &ServiceKey) -> Known {
+        let Some(service) = self.services.get(key) else { return Known::Absent };
+        let view = ServiceView {
+            host: host.clone(),
+            addresses: service.address.map_or_else(|| self.virtual_addresses(host), |address| vec![address]),
+            ports: service.ports.clone(),
+            location: Location::MeshInternal,
+            resolution: Resolution::Static,
+            backends: vec![self.own_backends(service)],
+        };
+        Known::Service(Box::new(view))
+    }
+
+    fn mesh_view(&self, host: &Host, key: &ServiceKey) -> Known {
+        let name = format!("{}/{}", key.0, key.1);
+        let exporters = self.registry.exporters(&name);
+        let mut ports: Vec<ServicePort> = Vec::new();
+        let mut backends = Vec::new();
+        let mut unheard = false;
+        for (cluster, record) in exporters {
+            let export = &record.export;
+            if cluster != self.own && !export.visible_to.cover(self.own.as_str()) {
+                continue;
+            }
+            // Oldest first, so whoever names a port first keeps it (KEP-1645).
+            for port in &export.ports {
+                if !ports.iter().any(|have| have.number == port.number) {
+                    ports.push(port.clone());
+                }
+            }
+            if cluster == self.own {
+                backends.extend(self.services.get(key).map(|service| self.own_backends(service)));
+                continue;
+            }
+            let Some(member) = self.registry.clusters.get(cluster) else { continue };
+            let (freshness, endpoints) = match self.imports.of(cluster, key) {
+                Imported::Heard(freshness, endpoints) => (freshness, endpoints),
+                Imported::Unheard => {
+                    unheard = true;
+                    continue;
+                }
+                Imported::Gone => (Freshness::Fresh, Vec::new()),
+            };
+            backends.push(Backends {
+                cluster: cluster.clone(),
+                cluster_id: member.id,
+                locality: member.facts.locality.clone(),
+                freshness,
+                rtt_us: self.paths.get(cluster).filter(|path| path.up).map(|path| path.rtt_us),
+                ports: export.ports.iter().map(|port| port.number).collect(),
+                accounts: export.accounts.clone(),
+                endpoints: subset(self.own, endpoints.iter().map(tunnel_endpoint).collect()),
+            });
+        }
+        if backends.is_empty() && ports.is_empty() {
+            return Known::Absent;
+        }
+        if backends.is_empty() && unheard {
+            return Known::Unknown;
+        }
+        Known::Service(Box::new(ServiceView {
+            host: host.clone(),
+            addresses: self.virtual_addresses(host),
+            ports,
+            location: Location::MeshInternal,
+            resolution: Resolution::Static,
+            backends,
+        }))
+    }
+
+    fn own_backends(&self, service: &Service) -> Backends {
+        let selected: Vec<&Local> =
+            self.locals.selected(&service.namespace, &service.selector).map(|(_, local)| local).collect();
+        let mut accounts: Vec<_> = selected.iter().map(|local| local.account.clone()).collect();
+        accounts.sort();
+        accounts.dedup();
+        Backends {
+            cluster: self.own.clone(),
+            cluster_id: self.registry.clusters.get(self.own).map_or(isthmus_model::ClusterId(0), |own| own.id),
+            locality: self.locality.clone(),
+            freshness: Freshness::Fresh,
+            rtt_us: None,
+            ports: service.ports.iter().map(|port| port.number).collect(),
+            accounts,
+            endpoints: selected.into_iter().map(direct_endpoint).collect(),
+        }
+    }
+
+    fn entry_view(&self, host: &Host, entry: &ServiceEntry) -> ServiceView {
+        let named = entry.hosts.iter().find(|one| *one == host).or_else(|| entry.hosts.iter().find(|one| one.covers(host)));
+        let listed = entry.endpoints.iter().map(|endpoint| Endpoint {
+            target: Target::Plain(endpoint.address.clone()),
+            weight: endpoint.weight.max(1),
+            locality: Some(endpoint.locality.clone()).filter(|locality| *locality != Locality::default()),
+            labels: endpoint.labels.clone(),
+            healthy: true,
+        });
+        let by_name = (entry.endpoints.is_empty() && entry.resolution != Resolution::None).then(|| Endpoint {
+            target: Target::Plain(host.to_string()),
+            weight: 1,
+            locality: None,
+            labels: BTreeMap::new(),
+            healthy: true,
+        });
+        let selected = self.locals.selected(&entry.namespace, &entry.workload_selector).map(|(_, local)| direct_endpoint(local));
+        let mut accounts: Vec<_> = self
+            .locals
+            .selected(&entry.namespace, &entry.workload_selector)
+            .map(|(_, local)| local.account.clone())
+            .collect();
+        accounts.sort();
+        accounts.dedup();
+        let declared: Vec<IpAddr> = entry.addresses.iter().filter(|net| is_single(net)).map(|net| net.addr()).collect();
+        ServiceView {
+            host: named.unwrap_or(host).clone(),
+            addresses: if declared.is_empty() { self.virtual_addresses(named.unwrap_or(host)) } else { declared },
+            ports: entry.ports.clone(),
+            location: entry.location,
+            resolution: entry.resolution,
+            backends: vec![Backends {
+                cluster: self.own.clone(),
+                cluster_id: self.registry.clusters.get(self.own).map_or(isthmus_model::ClusterId(0), |own| own.id),
+                locality: self.locality.clone(),
+                freshness: Freshness::Fresh,
+                rtt_us: None,
+                ports: entry.ports.iter().map(|port| port.number).collect(),
+                accounts,
+                endpoints: listed.chain(by_name).chain(selected).collect(),
+            }],
+        }
+    }
+
+    fn virtual_addresses(&self, host: &Host) -> Vec<IpAddr> {
+        self.addresses.get(host).cloned().unwrap_or_default()
+    }
+}
+
+fn is_single(net: &ipnet::IpNet) -> bool {
+    net.prefix_len() == net.max_prefix_len()
+}
+
+fn direct_endpoint(local: &Local) -> Endpoint {
+    Endpoint {
+        target: Target::Direct(local.mtls_address),
+        weight: local.weight.max(1),
+        locality: local.locality.clone(),
+        labels: local.labels.clone(),
+        healthy: local.healthy && !local.draining,
+    }
+}
+
+fn tunnel_endpoint(health: &EndpointHealth) -> Endpoint {
+    Endpoint {
+        target: Target::Tunnel { handle: health.handle, incarnation: u16::try_from(health.incarnation).unwrap_or(0) },
+        weight: health.weight.max(1),
+        locality: Some(health.locality.as_str()).filter(|text| !text.is_empty()).map(Locality::parse),
+        labels: health.labels.clone().into_iter().collect(),
+        healthy: health.healthy && !health.draining,
+    }
+}
+
+/// At most [`ENDPOINTS_PER_CLUSTER`] endpoints, the same ones for the same cluster every time, healthy ones first.
+fn subset(own: &ClusterName, mut endpoints: Vec<Endpoint>) -> Vec<Endpoint> {
+    if endpoints.len() > ENDPOINTS_PER_CLUSTER {
+        let rank = |endpoint: &Endpoint| {
+            use std::hash::{Hash, Hasher};
+            let mut hasher = rustc_hash::FxHasher::default();
+            (own.as_str(), &endpoint.target).hash(&mut hasher);
+            (!endpoint.healthy, hasher.finish())
+        };
+        endpoints.sort_by_key(rank);
+        endpoints.truncate(ENDPOINTS_PER_CLUSTER);
+    }
+    endpoints
+}
+
+/// The health record of one of the own cluster's endpoints, as importers hear it.
+pub fn health_of(service: &Service, local: &Local) -> EndpointHealth {
+    EndpointHealth {
+        handle: local.handle,
+        incarnation: local.incarnation.into(),
+        weight: local.weight,
+        locality: local.locality.as_ref().map(ToString::to_string).unwrap_or_default(),
+        labels: local.labels.clone().into_iter().collect(),
+        healthy: local.healthy,
+        draining: local.draining,
+        ports: service.ports.iter().map(|port| target_port(port, &local.ports).into()).collect(),
+        account: local.account.to_string(),
+    }
+}
