@@ -1,0 +1,10 @@
+//! One file per command: its options, what it asks a library or the gateway, what it prints.
+
+pub mod apply;
+pub mod completion;
+pub mod dashboard;
+pub mod export;
+pub mod get;
+pub mod status;
+pub mod token;
+pub mod version;
