@@ -7,11 +7,14 @@
 pub mod authn;
 pub mod destination;
 pub mod locality;
+pub mod merge;
 pub mod names;
 pub mod route;
+pub mod select;
 pub mod service;
 pub mod spiffe;
 pub mod view;
+pub mod vip;
 
 pub use locality::Locality;
 pub use names::{ClusterId, ClusterName, Host, NameError, Namespace, ServiceName, WorkloadName};

@@ -1,4 +1,8 @@
 //! What a VirtualService means: which destinations a request may go to, and under which limits.
+//!
+//! How a request finds its route is in [`matching`]; which endpoint it then takes in [`crate::select`].
+
+pub mod matching;
 
 use std::time::Duration;
 
@@ -111,14 +115,36 @@ pub struct RetryPolicy {
     pub retry_on: Vec<String>,
 }
 
+/// Conditions on a connection that every TLS or TCP match may name; all must hold (Istio `L4MatchAttributes`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ConnectionMatch {
+    /// The port of the destination.
+    pub port: Option<u16>,
+    /// Addresses that the caller dialled; none means every one.
+    pub destination_subnets: Vec<ipnet::IpNet>,
+    /// Labels of the calling workload.
+    pub source_labels: Labels,
+    /// Namespace of the calling workload.
+    pub source_namespace: Option<Namespace>,
+}
+
+/// One match of a TLS route (Istio `TLSMatchAttributes`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TlsMatch {
+    /// Server names, wildcards allowed; any of them.
+    pub sni_hosts: Vec<Host>,
+    /// What must hold beside the name.
+    pub connection: ConnectionMatch,
+}
+
 /// A TLS route: by SNI, bytes passed on as they are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TlsRoute {
-    /// Server names, wildcards allowed.
-    pub sni_hosts: Vec<Host>,
-    /// The port of the destination.
-    pub port: Option<u16>,
+    /// Any of these; at least one.
+    pub matches: Vec<TlsMatch>,
     /// Where connections go.
     pub destinations: Vec<WeightedDestination>,
 }
@@ -127,8 +153,8 @@ pub struct TlsRoute {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TcpRoute {
-    /// The port of the destination.
-    pub port: Option<u16>,
+    /// Any of these; none means every connection.
+    pub matches: Vec<ConnectionMatch>,
     /// Where connections go.
     pub destinations: Vec<WeightedDestination>,
 }

@@ -10,6 +10,11 @@ use crate::{Host, Locality, Namespace, ServiceAccount, ServiceName, WorkloadName
 /// Label names and values, as Kubernetes has them.
 pub type Labels = BTreeMap<String, String>;
 
+/// Whether `labels` carry all of `wanted`; nothing wanted means every one (Istio's subsets and selectors).
+pub fn selects_all(wanted: &Labels, labels: &Labels) -> bool {
+    wanted.iter().all(|(name, value)| labels.get(name) == Some(value))
+}
+
 /// How a port speaks (Istio's protocol selection: `appProtocol`, port name prefix, `protocol`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]

@@ -1,0 +1,279 @@
+//! Finds the route of a request or connection, and the destination it takes.
+//!
+//! Regular expressions are compiled once, when a VirtualService arrives; matching itself allocates
+//! nothing but what looking up a header does. No clock and no I/O; random numbers are passed in.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use rand::{Rng, RngExt as _};
+use regex::{Regex, RegexBuilder};
+
+use super::{
+    ConnectionMatch, HttpMatch, HttpRoute, StringMatch, TcpRoute, TlsRoute, VirtualService, WeightedDestination,
+};
+use crate::service::{Labels, selects_all};
+use crate::{Host, Namespace};
+
+/// Largest compiled regular expression in bytes: `[a-z]{1,63}` takes 10 KB, classes of Unicode letters
+/// some 100 KB; what is larger (`(\w{1,100}){1,100}`) would let one route take a sidecar's memory.
+pub const REGEX_SIZE_MAX: usize = 1 << 20;
+
+/// Who calls.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// Labels of the calling workload.
+    pub labels: &'a Labels,
+    /// Its namespace.
+    pub namespace: &'a Namespace,
+}
+
+/// What is known of a request when it is routed.
+#[derive(Clone, Copy)]
+pub struct RequestFacts<'a> {
+    /// The method, as sent.
+    pub method: &'a str,
+    /// The path with its query (`/a/b?c=d`).
+    pub path: &'a str,
+    /// The authority, as sent; with its port if the caller sent one.
+    pub authority: &'a str,
+    /// `http` or `https`.
+    pub scheme: &'a str,
+    /// Value of a header by its lower-case name; several values joined by commas.
+    pub headers: &'a dyn Fn(&str) -> Option<Cow<'a, str>>,
+    /// The port of the destination.
+    pub port: u16,
+    /// Who calls.
+    pub source: Source<'a>,
+}
+
+/// What is known of a connection when it is routed.
+#[derive(Debug, Clone, Copy)]
+pub struct ConnectionFacts<'a> {
+    /// The port of the destination.
+    pub port: u16,
+    /// The address that the caller dialled, if known.
+    pub address: Option<IpAddr>,
+    /// Who calls.
+    pub source: Source<'a>,
+}
+
+/// Why a VirtualService cannot be compiled.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{path}: {pattern:?} is not an RE2 expression of at most {REGEX_SIZE_MAX} bytes compiled: {reason}")]
+pub struct RegexError {
+    /// Where it stands: `http[0].match[1].uri.regex`.
+    pub path: String,
+    /// The expression.
+    pub pattern: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// A VirtualService, ready to route.
+#[derive(Debug, Clone)]
+pub struct Routes {
+    source: Arc<VirtualService>,
+    http: Vec<Vec<Compiled>>,
+}
+
+impl Routes {
+    /// Compiles all expressions of `source`.
+    ///
+    /// # Errors
+    /// [`RegexError`] for the first expression that is not RE2, or too large.
+    pub fn compile(source: Arc<VirtualService>) -> Result<Self, RegexError> {
+        let mut http = Vec::with_capacity(source.http.len());
+        for (r, route) in source.http.iter().enumerate() {
+            let matches = route.matches.iter().enumerate();
+            let compiled = matches.map(|(m, one)| Compiled::new(one, &format!("http[{r}].match[{m}]")));
+            http.push(compiled.collect::<Result<Vec<_>, _>>()?);
+        }
+        Ok(Self { source, http })
+    }
+
+    /// What was compiled.
+    pub fn source(&self) -> &Arc<VirtualService> {
+        &self.source
+    }
+
+    /// The first HTTP route that matches; `None` means that no route wants the request (404 in Istio).
+    ///
+    /// A VirtualService without any HTTP route does not route HTTP: ask [`Routes::routes_http`] first.
+    pub fn http(&self, request: &RequestFacts<'_>) -> Option<&HttpRoute> {
+        let routes = self.source.http.iter().zip(&self.http);
+        let mut hit = routes.filter(|(_, any)| any.is_empty() || any.iter().any(|one| one.matches(request)));
+        hit.next().map(|(route, _)| route)
+    }
+
+    /// Whether it says anything of HTTP requests.
+    pub fn routes_http(&self) -> bool {
+        !self.source.http.is_empty()
+    }
+
+    /// The first TLS route that matches.
+    pub fn tls(&self, sni: &Host, connection: &ConnectionFacts<'_>) -> Option<&TlsRoute> {
+        self.source.tls.iter().find(|route| {
+            let mut any = route.matches.iter();
+            any.any(|one| one.sni_hosts.iter().any(|host| host.covers(sni)) && holds(&one.connection, connection))
+        })
+    }
+
+    /// The first TCP route that matches.
+    pub fn tcp(&self, connection: &ConnectionFacts<'_>) -> Option<&TcpRoute> {
+        let wants =
+            |route: &&TcpRoute| route.matches.is_empty() || route.matches.iter().any(|one| holds(one, connection));
+        self.source.tcp.iter().find(wants)
+    }
+}
+
+/// One destination by weight; `None` only if there is none. A single destination needs no weight.
+pub fn pick<'a, R: Rng + ?Sized>(
+    destinations: &'a [WeightedDestination],
+    rng: &mut R,
+) -> Option<&'a WeightedDestination> {
+    if let [only] = destinations {
+        return Some(only);
+    }
+    let total: u64 = destinations.iter().map(|one| u64::from(one.weight)).sum();
+    if total == 0 {
+        return destinations.first();
+    }
+    let mut point = rng.random_range(0..total);
+    destinations.iter().find(|one| match point.checked_sub(one.weight.into()) {
+        Some(rest) => {
+            point = rest;
+            false
+        }
+        None => true,
+    })
+}
+
+fn holds(wanted: &ConnectionMatch, facts: &ConnectionFacts<'_>) -> bool {
+    let subnets = &wanted.destination_subnets;
+    wanted.port.is_none_or(|port| port == facts.port)
+        && (subnets.is_empty() || facts.address.is_some_and(|address| subnets.iter().any(|net| net.contains(&address))))
+        && wanted.source_namespace.as_ref().is_none_or(|namespace| namespace == facts.source.namespace)
+        && selects_all(&wanted.source_labels, facts.source.labels)
+}
+
+/// An [`HttpMatch`] with its expressions compiled.
+#[derive(Debug, Clone)]
+struct Compiled {
+    uri: Option<Text>,
+    method: Option<Text>,
+    authority: Option<Text>,
+    scheme: Option<Text>,
+    headers: Vec<(String, Text)>,
+    without_headers: Vec<(String, Text)>,
+    query_params: Vec<(String, Text)>,
+    port: Option<u16>,
+    source_labels: Labels,
+    source_namespace: Option<Namespace>,
+}
+
+impl Compiled {
+    fn new(raw: &HttpMatch, path: &str) -> Result<Self, RegexError> {
+        let one = |text: &Option<StringMatch>, field: &str, fold: bool| {
+            text.as_ref().map(|text| Text::new(text, fold, &|| format!("{path}.{field}.regex"))).transpose()
+        };
+        let all = |list: &[(String, StringMatch)], field: &str, lower: bool| {
+            let named = list.iter().map(|(name, text)| {
+                let text = Text::new(text, false, &|| format!("{path}.{field}.{name}.regex"))?;
+                Ok((if lower { name.to_ascii_lowercase() } else { name.clone() }, text))
+            });
+            named.collect::<Result<Vec<_>, RegexError>>()
+        };
+        Ok(Self {
+            uri: one(&raw.uri, "uri", raw.ignore_uri_case)?,
+            method: one(&raw.method, "method", false)?,
+            authority: one(&raw.authority, "authority", false)?,
+            scheme: one(&raw.scheme, "scheme", false)?,
+            headers: all(&raw.headers, "headers", true)?,
+            without_headers: all(&raw.without_headers, "withoutHeaders", true)?,
+            query_params: all(&raw.query_params, "queryParams", false)?,
+            port: raw.port,
+            source_labels: raw.source_labels.clone(),
+            source_namespace: raw.source_namespace.clone(),
+        })
+    }
+
+    fn matches(&self, request: &RequestFacts<'_>) -> bool {
+        let (path, query) = request.path.split_once('?').unwrap_or((request.path, ""));
+        let is = |wanted: &Option<Text>, value: &str| wanted.as_ref().is_none_or(|wanted| wanted.matches(value));
+        let header =
+            |(name, wanted): &(String, Text)| (request.headers)(name).is_some_and(|value| wanted.matches(&value));
+        let parameter =
+            |(name, wanted): &(String, Text)| parameter(query, name).is_some_and(|value| wanted.matches(value));
+        self.port.is_none_or(|port| port == request.port)
+            && is(&self.uri, path)
+            && is(&self.method, request.method)
+            && is(&self.authority, request.authority)
+            && is(&self.scheme, request.scheme)
+            && self.source_namespace.as_ref().is_none_or(|namespace| namespace == request.source.namespace)
+            && selects_all(&self.source_labels, request.source.labels)
+            && self.headers.iter().all(header)
+            && !self.without_headers.iter().any(header)
+            && self.query_params.iter().all(parameter)
+    }
+}
+
+/// The first value of a query parameter, as written (Envoy does not decode escapes here either).
+fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+    let mut pairs = query.split('&').map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    pairs.find(|(key, _)| *key == name).map(|(_, value)| value)
+}
+
+/// A [`StringMatch`], compiled.
+#[derive(Debug, Clone)]
+enum Text {
+    Exact(String),
+    Prefix(String),
+    ExactFolded(String),
+    PrefixFolded(String),
+    Regex(Regex),
+    Present,
+}
+
+impl Text {
+    fn new(raw: &StringMatch, fold: bool, path: &dyn Fn() -> String) -> Result<Self, RegexError> {
+        Ok(match raw {
+            StringMatch::Exact(text) if fold => Self::ExactFolded(text.clone()),
+            StringMatch::Prefix(text) if fold => Self::PrefixFolded(text.clone()),
+            StringMatch::Exact(text) => Self::Exact(text.clone()),
+            StringMatch::Prefix(text) => Self::Prefix(text.clone()),
+            StringMatch::Present => Self::Present,
+            StringMatch::Regex(pattern) => Self::Regex(compile(pattern).map_err(|reason| RegexError {
+                path: path(),
+                pattern: pattern.clone(),
+                reason,
+            })?),
+        })
+    }
+
+    fn matches(&self, value: &str) -> bool {
+        match self {
+            Self::Exact(text) => value == text,
+            Self::Prefix(text) => value.starts_with(text.as_str()),
+            Self::ExactFolded(text) => value.eq_ignore_ascii_case(text),
+            Self::PrefixFolded(text) => value.get(..text.len()).is_some_and(|start| start.eq_ignore_ascii_case(text)),
+            Self::Regex(regex) => regex.is_match(value),
+            Self::Present => true,
+        }
+    }
+}
+
+/// Compiles `pattern` so that it must match the whole text, as RE2's full match does.
+///
+/// # Errors
+/// What is wrong with the pattern, on one line.
+pub fn compile(pattern: &str) -> Result<Regex, String> {
+    let build = |text: &str| {
+        let built = RegexBuilder::new(text).size_limit(REGEX_SIZE_MAX).build();
+        built.map_err(|error| error.to_string().lines().last().unwrap_or_default().trim().to_owned())
+    };
+    // Alone first: `a)|(b` must not become valid by the brackets put around it.
+    build(pattern)?;
+    build(&format!(r"\A(?:{pattern})\z"))
+}
