@@ -100,7 +100,8 @@ impl Admission {
     }
 }
 
-const UNKNOWN: &str = "unknown join token: it belongs to another mesh, or was mistyped; make one with `isthmus token create CLUSTER`";
+const UNKNOWN: &str =
+    "unknown join token: it belongs to another mesh, or was mistyped; make one with `isthmus token create CLUSTER`";
 
 /// Early answers for what the log would refuse anyway; the log has the last word.
 fn check_token(registry: &Registry, admission: &Admission, now_unix_s: u64) -> Result<(), Status> {
@@ -114,12 +115,14 @@ fn check_token(registry: &Registry, admission: &Admission, now_unix_s: u64) -> R
         return Err(refused("name_mismatch", text));
     }
     match token.state {
-        TokenState::Used(_) => {
-            Err(refused("token_used", format!("this token was used already; make a new one with `isthmus token create {name}`")))
-        }
-        TokenState::Revoked => {
-            Err(refused("token_revoked", format!("this token was revoked; make a new one with `isthmus token create {name}`")))
-        }
+        TokenState::Used(_) => Err(refused(
+            "token_used",
+            format!("this token was used already; make a new one with `isthmus token create {name}`"),
+        )),
+        TokenState::Revoked => Err(refused(
+            "token_revoked",
+            format!("this token was revoked; make a new one with `isthmus token create {name}`"),
+        )),
         TokenState::Open if token.expires_unix_s <= now_unix_s => {
             let text = format!(
                 "this token expired {} s ago by this gateway's clock ({now_unix_s}); make a new one with `isthmus token create {name}`",
@@ -127,9 +130,10 @@ fn check_token(registry: &Registry, admission: &Admission, now_unix_s: u64) -> R
             );
             Err(refused("token_expired", text))
         }
-        TokenState::Open if registry.clusters.contains_key(name) => {
-            Err(refused("name_taken", format!("a cluster named {name} is a member already; let it leave first, or choose another name")))
-        }
+        TokenState::Open if registry.clusters.contains_key(name) => Err(refused(
+            "name_taken",
+            format!("a cluster named {name} is a member already; let it leave first, or choose another name"),
+        )),
         TokenState::Open => Ok(()),
     }
 }
@@ -159,9 +163,8 @@ async fn admit(
     })?;
     let _ = events.send(Ok(say("token accepted, waiting for a signer".into()))).await;
     let mut registry = member.registry();
-    let granted = registry.wait_for(|registry| {
-        registry.clusters.get(&name).is_some_and(|record| record.joined_index > index)
-    });
+    let granted =
+        registry.wait_for(|registry| registry.clusters.get(&name).is_some_and(|record| record.joined_index > index));
     match tokio::time::timeout(GRANT_PATIENCE, granted).await {
         Ok(Ok(registry)) => granted_of(&registry, &name),
         Ok(Err(_)) => Err(refused("stopped", "this gateway is shutting down; the request stays, join again".into())),

@@ -4,6 +4,7 @@
 //! `isthmus-model`, `isthmus-tunnel` and `isthmus-federation`; this crate owns sockets and clocks.
 //! Start reading at [`config`].
 
+pub mod cluster_files;
 pub mod config;
 pub mod dashboard;
 pub mod distribution;

@@ -232,7 +232,8 @@ impl<I: Imports> Facts<'_, I> {
     }
 
     fn entry_view(&self, host: &Host, entry: &ServiceEntry) -> ServiceView {
-        let named = entry.hosts.iter().find(|one| *one == host).or_else(|| entry.hosts.iter().find(|one| one.covers(host)));
+        let named =
+            entry.hosts.iter().find(|one| *one == host).or_else(|| entry.hosts.iter().find(|one| one.covers(host)));
         let listed = entry.endpoints.iter().map(|endpoint| Endpoint {
             target: Target::Plain(endpoint.address.clone()),
             weight: endpoint.weight.max(1),
@@ -247,7 +248,8 @@ impl<I: Imports> Facts<'_, I> {
             labels: BTreeMap::new(),
             healthy: true,
         });
-        let selected = self.locals.selected(&entry.namespace, &entry.workload_selector).map(|(_, local)| direct_endpoint(local));
+        let selected =
+            self.locals.selected(&entry.namespace, &entry.workload_selector).map(|(_, local)| direct_endpoint(local));
         let mut accounts: Vec<_> = self
             .locals
             .selected(&entry.namespace, &entry.workload_selector)
