@@ -6,13 +6,15 @@
 mod commands;
 mod context;
 mod failure;
+mod gateway_yaml;
+mod join_channel;
 mod render;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{apply, completion, dashboard, export, get, status, token, version};
+use crate::commands::{apply, completion, dashboard, export, get, init, join, status, token, version};
 use crate::context::Context;
 use crate::failure::Failure;
 
@@ -34,6 +36,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Commands {
+    /// Found a mesh: its root, its first cluster, its first operator
+    Init(init::Args),
+    /// Make this cluster a member of a mesh
+    Join(join::Args),
     /// Make and revoke join tokens and workload tokens
     #[command(subcommand)]
     Token(token::Args),
@@ -70,6 +76,8 @@ fn main() -> ExitCode {
 
 fn run(command: Commands, context: &Context) -> Result<(), Failure> {
     match command {
+        Commands::Init(args) => init::run(&args, context)?,
+        Commands::Join(args) => block_on(join::run(args, context))?,
         Commands::Version => version::run(context),
         Commands::Completion(args) => completion::run(&args),
         Commands::Token(args) => block_on(token::run(args, context))?,

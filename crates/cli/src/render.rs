@@ -67,12 +67,6 @@ pub fn done(text: &str) {
     note(&format!(" {mark} {text}"));
 }
 
-/// A step that failed, on standard error.
-pub fn failed(text: &str) {
-    let mark = if std::io::stderr().is_terminal() && !no_color() { "\x1b[31m✗\x1b[0m" } else { "✗" };
-    note(&format!(" {mark} {text}"));
-}
-
 /// Whether standard output takes colours (<https://no-color.org>).
 fn colored() -> bool {
     std::io::stdout().is_terminal() && !no_color()

@@ -5,6 +5,8 @@ pub mod completion;
 pub mod dashboard;
 pub mod export;
 pub mod get;
+pub mod init;
+pub mod join;
 pub mod status;
 pub mod token;
 pub mod version;
