@@ -38,7 +38,10 @@ pub enum LogError {
 
 /// Changes the filter of a running process. Cheap to clone.
 #[derive(Clone)]
-pub struct LogHandle(Arc<dyn Fn(Option<&str>) -> Result<String, LogError> + Send + Sync>);
+pub struct LogHandle(Arc<Switch>);
+
+/// `None` asks for the filter, `Some` replaces it; answers with the filter in force.
+type Switch = dyn Fn(Option<&str>) -> Result<String, LogError> + Send + Sync;
 
 impl std::fmt::Debug for LogHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
