@@ -112,7 +112,8 @@ impl PathHealth {
     }
 
     fn expire(&mut self, now: Instant) {
-        let patience = self.interval.max(self.srtt.unwrap_or_default() * 2);
+        // Before the first answer the path's length is not known: between gateways a second, as RFC 6298 has it.
+        let patience = self.srtt.map_or(self.interval * 5, |srtt| self.interval.max(srtt * 2));
         while let Some(&(_, sent)) = self.outstanding.front() {
             if now.saturating_duration_since(sent) < patience {
                 break;
