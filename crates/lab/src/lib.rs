@@ -8,14 +8,16 @@
 //! `/run/netns`), children die with their parent, no interface and no rule is made in the namespace
 //! of the caller. Only the run directory is a file; the next lab removes those of dead processes.
 //!
-//! Start at [`lab`]; the emulator is [`shaper`] (pure) driven by [`wan`] and [`relay`].
+//! Start at [`lab`], and at [`mesh`] for gateways and sidecars in it; the emulator is [`shaper`] (pure) driven by [`wan`] and [`relay`].
 
+pub mod dns;
 pub mod error;
 pub mod host;
 pub mod lab;
 pub mod ledger;
 pub mod link;
 pub mod load;
+pub mod mesh;
 pub mod netns;
 pub mod process;
 pub mod relay;
@@ -31,6 +33,7 @@ pub use host::Host;
 pub use lab::{Lab, Mode};
 pub use ledger::{Ledger, Verdict};
 pub use load::{Load, LoadReport, RunningLoad};
+pub use mesh::{Mesh, MeshError};
 pub use netns::Netns;
 pub use process::{Probe, Process, Program};
 pub use shaper::{Burst, PathConfig, Shaper};

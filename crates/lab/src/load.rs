@@ -142,15 +142,14 @@ impl Load {
     /// # Errors
     /// [`LabError`] if it cannot be sent from that machine; what it meets is in the [`Outcome`].
     pub fn once(self, host: &Host) -> Result<Outcome, LabError> {
-        let report = host.run(|| -> Result<Outcome, LabError> {
+        host.run(|| -> Result<Outcome, LabError> {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .map_err(LabError::io("start a request's runtime"))?;
             let run = Run { load: Arc::new(self), outcomes: Arc::default(), started: Instant::now() };
             Ok(runtime.block_on(run.one(&mut None, Duration::ZERO)))
-        })?;
-        report
+        })?
     }
 }
 

@@ -1,5 +1,7 @@
 //! The network that a lab promises, looked at with ordinary sockets, in both modes.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, UdpSocket},

@@ -1,5 +1,7 @@
 //! The sample service, called in every way it offers; and a load against it, judged by its ledger.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
@@ -42,7 +44,9 @@ impl Running {
 
     fn stop(&mut self) {
         self.stop.cancel();
-        self.thread.take().map(|thread| thread.join().unwrap());
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
     }
 }
 

@@ -124,12 +124,9 @@ impl Carrier {
     async fn relay(&self, near: TcpStream, source: SocketAddr, to: SocketAddrV4) -> io::Result<()> {
         let Ok(_permit) = self.connections.try_acquire() else { return Ok(()) };
         let SocketAddr::V4(source) = source else { return Ok(()) };
-        let clusters = (self.gateways.cluster_of(*source.ip()), self.gateways.cluster_of(*to.ip()));
-        // A process that joins a mesh may dial before its gateway has an address of its own.
-        let (Some(from_cluster), Some(to_cluster)) = (clusters.0.or_else(|| cluster_by_octet(source)), clusters.1)
-        else {
-            return Ok(());
-        };
+        let Some(to_cluster) = self.gateways.cluster_of(*to.ip()) else { return Ok(()) };
+        // A command (`isthmus join`) dials from no cluster's address: it stands beside its target.
+        let from_cluster = cluster_by_octet(source).unwrap_or(to_cluster);
         // The handshake's own round trip.
         self.cross(from_cluster, to_cluster, HANDSHAKE_BYTES).await;
         let socket = TcpSocket::new_v4()?;
