@@ -6,7 +6,10 @@
 use std::{future::Future, net::IpAddr};
 
 use futures_util::TryStreamExt;
-use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{
+    Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_route::link::{BridgePortState, InfoBridgePort, InfoPortData, LinkAttribute, LinkInfo, LinkMessage},
+};
 
 use crate::{LabError, Netns};
 
@@ -72,7 +75,25 @@ impl Netns {
             let attach = LinkUnspec::new_with_index(near).controller(bridge).up().build();
             look.done(handle.link().set(attach).execute().await)
         })?;
-        host.up(interface)
+        host.up(interface)?;
+        self.wait_forwarding(port)
+    }
+
+    /// Waits until a bridge forwards to a port: the kernel enables one a while (20 ms, under load
+    /// more) after its carrier is there, and an ARP question lost before costs its asker a second.
+    fn wait_forwarding(&self, port: &str) -> Result<(), LabError> {
+        self.ask(format!("wait for the bridge port {port}"), async move |handle, look| {
+            for _ in 0..FORWARDING_POLLS {
+                let found = handle.link().get().match_name(port).execute().try_next().await;
+                let link = found.map_err(LabError::netlink(look.what.clone()))?;
+                if link.is_some_and(|link| is_forwarding(&link)) {
+                    break;
+                }
+                // Blocking is fine: this thread has nothing else to do.
+                std::thread::sleep(FORWARDING_POLL);
+            }
+            Ok(())
+        })
     }
 
     /// Gives an interface an address.
@@ -158,6 +179,23 @@ impl Netns {
         })?
     }
 }
+
+fn is_forwarding(link: &LinkMessage) -> bool {
+    let infos = link.attributes.iter().filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    infos.flatten().any(|info| match info {
+        LinkInfo::PortData(InfoPortData::BridgePort(facts)) => {
+            facts.contains(&InfoBridgePort::State(BridgePortState::Forwarding))
+        }
+        _ => false,
+    })
+}
+
+/// Two seconds in all: beyond it the first packets are lost, which a network may do.
+const FORWARDING_POLLS: u32 = 1_000;
+const FORWARDING_POLL: std::time::Duration = std::time::Duration::from_millis(2);
 
 /// What is being asked, for messages.
 struct Look {

@@ -157,15 +157,20 @@ impl Emulator {
         prefer_this_thread();
         let mut buffer = vec![0; PACKET_MAX];
         while !self.shared.stop.load(Ordering::Relaxed) {
-            while let Ok(port) = self.attached.try_recv() {
-                self.by_cluster.insert(port.cluster, self.ports.len());
-                self.ports.push(port);
-            }
             self.deliver_due();
             let readable = self.sleep();
+            // Before any packet: one that was sent after its target was attached must find it.
+            self.take_ports();
             for port in readable {
                 self.take_in(port, &mut buffer);
             }
+        }
+    }
+
+    fn take_ports(&mut self) {
+        while let Ok(port) = self.attached.try_recv() {
+            self.by_cluster.insert(port.cluster, self.ports.len());
+            self.ports.push(port);
         }
     }
 

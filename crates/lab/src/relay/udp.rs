@@ -116,16 +116,18 @@ impl Carrier {
         prefer_this_thread();
         let mut buffer = vec![0; DATAGRAM_MAX];
         while !self.stop.load(Ordering::Relaxed) {
-            while let Ok(front) = self.opened.try_recv() {
-                self.by_key.insert((front.local, front.port), self.fronts.len());
-                self.fronts.push(front);
-            }
             let now = self.wan.now();
             while let Some((_, (by, to, datagram))) = self.flights.pop_due(now) {
                 // A full or closed receiver loses the datagram, as on any network.
                 let _ = self.fronts[by].socket.send_to(&datagram, to);
             }
-            for front in self.sleep() {
+            let readable = self.sleep();
+            // Before any datagram: its sender's front must be known.
+            while let Ok(front) = self.opened.try_recv() {
+                self.by_key.insert((front.local, front.port), self.fronts.len());
+                self.fronts.push(front);
+            }
+            for front in readable {
                 self.take_in(front, &mut buffer);
             }
         }
