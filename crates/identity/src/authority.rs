@@ -6,14 +6,16 @@
 
 use std::time::Duration;
 
-use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, UnparsedPublicKey};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use isthmus_model::{ClusterName, ServiceAccount, SpiffeId, TrustDomain};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, CustomExtension, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, SanType, SerialNumber,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyUsagePurpose, PublicKeyData as _, SanType, SerialNumber, SigningKey as _,
 };
 use rustls_pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use zeroize::Zeroize as _;
+
+use crate::verify::{OPERATORS, utc};
 
 /// The extension of an intermediate that carries its cluster's name, as a UTF8String.
 pub const CLUSTER_OID: [u64; 4] = [2, 25, 6_029_385_716_451_023_977, 1];
@@ -25,6 +27,10 @@ pub const WORKLOAD_LIFE_MAX: Duration = Duration::from_secs(86_400);
 pub const ROOT_LIFE: Duration = Duration::from_secs(3_650 * 86_400);
 /// Certificates start this long before they are issued, for verifiers whose clock is behind.
 pub const BACKDATE: Duration = Duration::from_secs(60);
+/// Longest signing request that is read: ours have some 200 bytes, those of common tools below 2 KiB.
+pub const CSR_LEN_MAX: usize = 4096;
+/// Longest life of anything issued, so that no sum of times leaves the range of certificates.
+const LIFE_MAX: Duration = ROOT_LIFE;
 
 /// Why a certificate was not issued.
 #[derive(Debug, thiserror::Error)]
@@ -33,12 +39,39 @@ pub enum IssueError {
     /// The request is not one, or its signature is wrong.
     #[error("the certificate request is malformed or not signed by its own key")]
     BadRequest(#[source] rcgen::Error),
-    /// The gateway's account is not given to workloads.
-    #[error("{0} is the gateways' own account; no workload is issued it")]
+    /// The request is for a key that is not used here, or too long.
+    #[error("the certificate request is refused: {0}; make one with a fresh ECDSA P-256 key")]
+    UnfitRequest(&'static str),
+    /// The account is not given to workloads.
+    #[error("{0} is reserved for gateways and operators; no workload is issued it: use another service account")]
     Reserved(ServiceAccount),
+    /// The issuer's own certificate has ended.
+    #[error("the issuer's own certificate ended at {not_after} and this clock says {now}: renew it first")]
+    IssuerEnded {
+        /// When it ended.
+        not_after: String,
+        /// This clock.
+        now: String,
+    },
+    /// A message that could be a certificate.
+    #[error("the cluster's key signs records only, and this message could be read as a certificate")]
+    NotARecord,
     /// The key or certificate at hand does not work.
     #[error("the issuer's key or certificate cannot be used")]
     Issuer(#[source] rcgen::Error),
+}
+
+impl IssueError {
+    /// A fixed word for statuses and metric labels.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::BadRequest(_) | Self::UnfitRequest(_) => "bad_csr",
+            Self::Reserved(_) => "reserved",
+            Self::IssuerEnded { .. } => "issuer_ended",
+            Self::NotARecord => "not_a_record",
+            Self::Issuer(_) => "issuer",
+        }
+    }
 }
 
 /// An ECDSA P-256 key. Its `Debug` form shows nothing of it.
@@ -47,6 +80,12 @@ pub struct KeyPair(rcgen::KeyPair);
 impl std::fmt::Debug for KeyPair {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("KeyPair(..)")
+    }
+}
+
+impl Drop for KeyPair {
+    fn drop(&mut self) {
+        self.0.zeroize();
     }
 }
 
@@ -93,10 +132,7 @@ impl KeyPair {
     /// # Errors
     /// [`IssueError::Issuer`] if the system gives no randomness.
     pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, IssueError> {
-        let unusable = || IssueError::Issuer(rcgen::Error::RemoteKeyError);
-        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, self.0.serialized_der())
-            .map_err(|_| unusable())?;
-        key.sign(&SystemRandom::new(), message).map(|signature| signature.as_ref().to_vec()).map_err(|_| unusable())
+        self.0.sign(message).map_err(IssueError::Issuer)
     }
 }
 
@@ -105,6 +141,16 @@ pub fn verify_signature(certificate: &CertificateDer<'_>, message: &[u8], signat
     let Ok((_, parsed)) = x509_parser::parse_x509_certificate(certificate) else { return false };
     let key = parsed.public_key().subject_public_key.data.as_ref();
     UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key).verify(message, signature).is_ok()
+}
+
+/// Whether `certificate` answers the request `csr`: the same key, and the request signed by it.
+pub fn answers(csr: &[u8], certificate: &CertificateDer<'_>) -> bool {
+    match (parse_request(csr), x509_parser::parse_x509_certificate(certificate)) {
+        (Ok(asked), Ok((_, given))) => {
+            asked.public_key.der_bytes() == given.public_key().subject_public_key.data.as_ref()
+        }
+        _ => false,
+    }
 }
 
 /// SHA-256 over a certificate, as `sha256:<hex>`.
@@ -119,25 +165,39 @@ pub struct Identity {
     pub chain: Vec<CertificateDer<'static>>,
     /// The leaf's key.
     pub key: KeyPair,
-    /// Start of validity, Unix seconds.
+    /// Start of the leaf's validity, Unix seconds.
     pub not_before: u64,
-    /// End of validity, Unix seconds.
+    /// End of the first certificate of the chain that ends, Unix seconds.
     pub not_after: u64,
 }
 
 impl Identity {
-    /// Puts chain and key together; the validity is read from the leaf.
+    /// Puts chain and key together; the validity is read from the certificates.
     ///
     /// # Errors
-    /// If the chain is empty or its leaf no certificate.
+    /// If the chain is empty, one is no certificate, or the key is not the leaf's.
     pub fn new(chain: Vec<CertificateDer<'static>>, key: KeyPair) -> Result<Self, IssueError> {
-        let missing = || IssueError::Issuer(rcgen::Error::CouldNotParseCertificate);
-        let (_, leaf) =
-            x509_parser::parse_x509_certificate(chain.first().ok_or_else(missing)?).map_err(|_| missing())?;
-        let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
-        let (not_before, not_after) = (seconds(leaf.validity().not_before), seconds(leaf.validity().not_after));
+        let unusable = |error| IssueError::Issuer(error);
+        let leaf = chain.first().ok_or(unusable(rcgen::Error::CouldNotParseCertificate))?;
+        let (not_before, mut not_after) = validity_of(leaf)?;
+        let (_, parsed) =
+            x509_parser::parse_x509_certificate(leaf).map_err(|_| unusable(rcgen::Error::CouldNotParseCertificate))?;
+        if parsed.public_key().subject_public_key.data.as_ref() != key.0.der_bytes() {
+            return Err(unusable(rcgen::Error::CouldNotParseKeyPair));
+        }
+        for above in &chain[1..] {
+            not_after = not_after.min(validity_of(above)?.1);
+        }
         Ok(Self { chain, key, not_before, not_after })
     }
+}
+
+/// Start and end of a certificate's validity, Unix seconds.
+fn validity_of(certificate: &CertificateDer<'_>) -> Result<(u64, u64), IssueError> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|_| IssueError::Issuer(rcgen::Error::CouldNotParseCertificate))?;
+    let seconds = |time: x509_parser::time::ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
+    Ok((seconds(parsed.validity().not_before), seconds(parsed.validity().not_after)))
 }
 
 /// The mesh's root.
@@ -159,7 +219,7 @@ impl RootAuthority {
         params.subject_alt_names = vec![uri(&format!("spiffe://{trust_domain}"))?];
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        validity(&mut params, now, ROOT_LIFE);
+        validity(&mut params, now, now.saturating_add(ROOT_LIFE.as_secs()));
         let certificate = params.self_signed(&key.0).map_err(IssueError::Issuer)?.der().clone();
         Ok(Self { certificate, key })
     }
@@ -199,7 +259,7 @@ impl RootAuthority {
         let mut text = vec![0x0c, u8::try_from(cluster.as_str().len()).unwrap_or(63)];
         text.extend_from_slice(cluster.as_str().as_bytes());
         params.custom_extensions = vec![CustomExtension::from_oid_content(&CLUSTER_OID, text)];
-        validity(&mut params, now, INTERMEDIATE_LIFE);
+        validity(&mut params, now, end_of_life(&self.certificate, INTERMEDIATE_LIFE, now)?);
         request.params = params;
         request.signed_by(&self.issuer()?).map(|one| one.der().clone()).map_err(IssueError::Issuer)
     }
@@ -216,7 +276,7 @@ impl RootAuthority {
         now: u64,
     ) -> Result<CertificateDer<'static>, IssueError> {
         let mut request = parse_request(csr)?;
-        request.params = leaf(operator, now, life)?;
+        request.params = leaf(operator, now, end_of_life(&self.certificate, life, now)?)?;
         request.signed_by(&self.issuer()?).map(|one| one.der().clone()).map_err(IssueError::Issuer)
     }
 
@@ -252,15 +312,21 @@ impl ClusterAuthority {
     /// Signs `message` with the intermediate's key: log entries, registrations.
     ///
     /// # Errors
-    /// [`IssueError::Issuer`].
+    /// [`IssueError::NotARecord`], [`IssueError::Issuer`].
     pub fn sign(&self, message: &[u8]) -> Result<Vec<u8>, IssueError> {
-        self.key.sign(message)
+        // The same key signs certificates. What is signed there is a DER SEQUENCE; whoever got one past here as
+        // a record would have issued himself a certificate.
+        match message.first() {
+            Some(&DER_SEQUENCE) => Err(IssueError::NotARecord),
+            _ => self.key.sign(message),
+        }
     }
 
     /// A workload's certificate for the key of its request: leaf first, then the intermediate.
     ///
     /// # Errors
-    /// [`IssueError::Reserved`] for the gateways' account, [`IssueError::BadRequest`], [`IssueError::Issuer`].
+    /// [`IssueError::Reserved`] for gateways' and operators' accounts, [`IssueError::BadRequest`],
+    /// [`IssueError::UnfitRequest`], [`IssueError::IssuerEnded`], [`IssueError::Issuer`].
     pub fn issue_workload(
         &self,
         csr: &[u8],
@@ -268,7 +334,7 @@ impl ClusterAuthority {
         life: Duration,
         now: u64,
     ) -> Result<Vec<CertificateDer<'static>>, IssueError> {
-        if *account == ServiceAccount::gateway() {
+        if *account == ServiceAccount::gateway() || account.namespace.as_str() == OPERATORS {
             return Err(IssueError::Reserved(account.clone()));
         }
         self.issue(csr, account, life.min(WORKLOAD_LIFE_MAX), now)
@@ -292,26 +358,44 @@ impl ClusterAuthority {
         now: u64,
     ) -> Result<Vec<CertificateDer<'static>>, IssueError> {
         let mut request = parse_request(csr)?;
-        request.params = leaf(&account.in_domain(&self.trust_domain), now, life)?;
         let own = self.chain.first().ok_or(IssueError::Issuer(rcgen::Error::CouldNotParseCertificate))?;
+        request.params = leaf(&account.in_domain(&self.trust_domain), now, end_of_life(own, life, now)?)?;
         let issuer = Issuer::from_ca_cert_der(own, &self.key.0).map_err(IssueError::Issuer)?;
         let leaf = request.signed_by(&issuer).map_err(IssueError::Issuer)?.der().clone();
         Ok(std::iter::once(leaf).chain(self.chain.iter().cloned()).collect())
     }
 }
 
+/// Reads a request: its own signature holds and its key is ECDSA P-256. What it asks to be called is ignored.
 fn parse_request(csr: &[u8]) -> Result<CertificateSigningRequestParams, IssueError> {
-    CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr)).map_err(IssueError::BadRequest)
+    if csr.len() > CSR_LEN_MAX {
+        return Err(IssueError::UnfitRequest("it is longer than 4 KiB"));
+    }
+    let request = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr))
+        .map_err(IssueError::BadRequest)?;
+    match *request.public_key.algorithm() == rcgen::PKCS_ECDSA_P256_SHA256 {
+        true => Ok(request),
+        false => Err(IssueError::UnfitRequest("its key is not ECDSA P-256")),
+    }
 }
 
-fn leaf(id: &SpiffeId, now: u64, life: Duration) -> Result<CertificateParams, IssueError> {
+/// When something issued now for `life` ends: never after its issuer.
+fn end_of_life(issuer: &CertificateDer<'_>, life: Duration, now: u64) -> Result<u64, IssueError> {
+    let (_, not_after) = validity_of(issuer)?;
+    match now < not_after {
+        true => Ok(now.saturating_add(life.min(LIFE_MAX).as_secs()).min(not_after)),
+        false => Err(IssueError::IssuerEnded { not_after: utc(not_after), now: utc(now) }),
+    }
+}
+
+fn leaf(id: &SpiffeId, now: u64, not_after: u64) -> Result<CertificateParams, IssueError> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.subject_alt_names = vec![uri(&id.to_string())?];
     params.is_ca = IsCa::ExplicitNoCa;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    validity(&mut params, now, life);
+    validity(&mut params, now, not_after);
     Ok(params)
 }
 
@@ -325,12 +409,22 @@ fn name(common: &str) -> DistinguishedName {
     name
 }
 
-fn validity(params: &mut CertificateParams, now: u64, life: Duration) {
-    let epoch = rcgen::date_time_ymd(1970, 1, 1);
-    params.not_before = epoch + Duration::from_secs(now.saturating_sub(BACKDATE.as_secs()));
-    params.not_after = epoch + Duration::from_secs(now) + life;
-    // 16 random bytes: serials tell certificates apart in logs, and never repeat.
+fn validity(params: &mut CertificateParams, now: u64, not_after: u64) {
+    params.not_before = date(now.saturating_sub(BACKDATE.as_secs()));
+    params.not_after = date(not_after);
+    params.use_authority_key_identifier_extension = true;
+    // 16 random bytes: serials tell certificates apart in logs, and never repeat. Positive, without a leading
+    // zero (RFC 5280 §4.1.2.2).
     let mut serial: [u8; 16] = rand::random();
-    serial[0] &= 0x7f;
+    serial[0] = serial[0] & 0x3f | 0x40;
     params.serial_number = Some(SerialNumber::from_slice(&serial));
 }
+
+/// A certificate's time; the last one it can name (RFC 5280 §4.1.2.5) if `seconds` is beyond.
+fn date(seconds: u64) -> time::OffsetDateTime {
+    let last = rcgen::date_time_ymd(9999, 12, 31);
+    let given = i64::try_from(seconds).ok().and_then(|seconds| time::OffsetDateTime::from_unix_timestamp(seconds).ok());
+    given.unwrap_or(last).min(last)
+}
+
+const DER_SEQUENCE: u8 = 0x30;

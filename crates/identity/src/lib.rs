@@ -11,7 +11,9 @@ pub mod tls;
 pub mod token;
 pub mod verify;
 
-pub use authority::{ClusterAuthority, Identity, IssueError, KeyPair, RootAuthority, fingerprint, verify_signature};
-pub use tls::{Expect, SharedIdentity, SharedTrust};
+pub use authority::{
+    ClusterAuthority, Identity, IssueError, KeyPair, RootAuthority, answers, fingerprint, verify_signature,
+};
+pub use tls::{Expect, SharedIdentity, SharedTrust, Tls};
 pub use token::{JoinToken, TokenError, WorkloadToken};
 pub use verify::{IssuerRecord, PeerIdentity, Trust, VerifyError};

@@ -1,12 +1,15 @@
 //! Keys and certificates on disk: directories 0700, files 0600, replaced whole or not at all.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
+
+/// Largest private file that is read: tables of keys and tokens stay below a tenth of this.
+const FILE_LEN_MAX: u64 = 16 << 20;
 
 /// Why a file of the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -62,8 +65,12 @@ pub fn write_private(path: &Path, content: &[u8]) -> Result<(), StateError> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let beside = path.with_file_name(name);
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside).map_err(failed)?;
+    // What a crash left there may have another mode, or be a link to elsewhere.
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside).map_err(failed)?;
     file.write_all(content).and_then(|()| file.sync_all()).map_err(failed)?;
     fs::rename(&beside, path).map_err(failed)?;
     // The rename is durable once the directory is.
@@ -76,15 +83,21 @@ pub fn write_private(path: &Path, content: &[u8]) -> Result<(), StateError> {
 /// [`StateError::Exposed`], [`StateError::Io`].
 pub fn read_private(path: &Path) -> Result<Option<Vec<u8>>, StateError> {
     let failed = |source| StateError::Io { path: path.to_owned(), doing: "read", source };
-    let metadata = match fs::metadata(path) {
+    let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(failed)?,
     };
-    let mode = metadata.mode() & 0o777;
+    // Asked of the open file, not of the path: the two could be different files.
+    let mode = file.metadata().map_err(failed)?.mode() & 0o777;
     if mode & 0o077 != 0 {
         return Err(StateError::Exposed { path: path.to_owned(), mode });
     }
-    fs::read(path).map(Some).map_err(failed)
+    let mut content = Vec::new();
+    file.take(FILE_LEN_MAX + 1).read_to_end(&mut content).map_err(failed)?;
+    match content.len() as u64 > FILE_LEN_MAX {
+        true => Err(StateError::Content { path: path.to_owned(), what: format!("longer than {FILE_LEN_MAX} bytes") }),
+        false => Ok(Some(content)),
+    }
 }
 
 /// Certificates as PEM.

@@ -4,7 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use isthmus_identity::tls::{client_config, peer_identity, pinned_client_config, server_config};
+use isthmus_identity::tls::{client_config, peer_identity, pinned_client_config, refusal, server_config, server_name};
 use isthmus_identity::{
     ClusterAuthority, Expect, Identity, IssuerRecord, KeyPair, RootAuthority, SharedIdentity, SharedTrust, Trust,
     fingerprint,
@@ -12,7 +12,6 @@ use isthmus_identity::{
 use isthmus_model::service::Patterns;
 use isthmus_model::{ClusterId, ClusterName, TrustDomain};
 use rustls::{ClientConfig, ClientConnection, ServerConfig, ServerConnection};
-use rustls_pki_types::ServerName;
 
 struct Mesh {
     root: RootAuthority,
@@ -56,9 +55,15 @@ impl Mesh {
 
 /// Runs both ends in memory until the handshake is over; returns the ends.
 fn shake(client: ClientConfig, server: ServerConfig) -> Result<(ClientConnection, ServerConnection), rustls::Error> {
-    let name = ServerName::try_from("anything.invalid").expect("a name");
-    let mut client = ClientConnection::new(Arc::new(client), name)?;
-    let mut server = ServerConnection::new(Arc::new(server))?;
+    shake_shared(Arc::new(client), Arc::new(server))
+}
+
+fn shake_shared(
+    client: Arc<ClientConfig>,
+    server: Arc<ServerConfig>,
+) -> Result<(ClientConnection, ServerConnection), rustls::Error> {
+    let mut client = ClientConnection::new(client, server_name())?;
+    let mut server = ServerConnection::new(server)?;
     for _ in 0..10 {
         let mut wire = Vec::new();
         client.write_tls(&mut wire).expect("memory");
@@ -124,11 +129,60 @@ fn a_workload_is_no_gateway_and_a_joiner_needs_the_right_root() {
 
     let root = fingerprint(mesh.root.certificate());
     assert!(shake(pinned_client_config(&root, &[b"x"]), server()).is_err(), "not a gateway");
-    let mut gateway = mesh.aws.issue_gateway(now()).expect("issued");
-    gateway.chain.push(mesh.root.certificate().clone());
+    let gateway = mesh.aws.issue_gateway(now()).expect("issued");
     let gateway = SharedIdentity::new(&gateway).expect("usable");
     let server = || server_config(&gateway, &mesh.trust, None, &[b"x"]);
     shake(pinned_client_config(&root, &[b"x"]), server()).expect("the right root");
     let other = fingerprint(self::mesh().root.certificate());
     assert!(shake(pinned_client_config(&other, &[b"x"]), server()).is_err(), "another root");
+}
+
+#[test]
+fn a_client_without_certificate_is_admitted_only_where_one_may_come_to_enrol() {
+    let mesh = mesh();
+    let gateway = SharedIdentity::new(&mesh.aws.issue_gateway(now()).expect("issued")).expect("usable");
+    let client = || pinned_client_config(&fingerprint(mesh.root.certificate()), &[b"x"]);
+    let (_, server) = shake(client(), server_config(&gateway, &mesh.trust, None, &[b"x"])).expect("to enrol");
+    assert!(server.peer_certificates().is_none());
+    assert!(shake(client(), server_config(&gateway, &mesh.trust, Some(Expect::Member), &[b"x"])).is_err());
+}
+
+#[test]
+fn two_visits_are_two_full_handshakes() {
+    let mesh = mesh();
+    let (cart, web) = (mesh.workload("ns/shop/sa/cart"), mesh.workload("ns/shop/sa/web"));
+    let server = Arc::new(server_config(&cart, &mesh.trust, Some(Expect::Member), &[b"x"]));
+    let client = Arc::new(client_config(&web, &mesh.trust, Expect::Workload(None), &[b"x"]));
+    for visit in ["first", "second"] {
+        let (client, server) = shake_shared(client.clone(), server.clone()).expect("believed");
+        assert_eq!(client.handshake_kind(), Some(rustls::HandshakeKind::Full), "{visit}");
+        assert_eq!(server.handshake_kind(), Some(rustls::HandshakeKind::Full), "{visit}");
+        assert_eq!(client.tls13_tickets_received(), 0);
+    }
+}
+
+#[test]
+fn a_changed_trust_and_a_renewed_identity_count_from_the_next_handshake_on() {
+    let mesh = mesh();
+    let (cart, web) = (mesh.workload("ns/shop/sa/cart"), mesh.workload("ns/shop/sa/web"));
+    let server = Arc::new(server_config(&cart, &mesh.trust, Some(Expect::Member), &[b"x"]));
+    let client = Arc::new(client_config(&web, &mesh.trust, Expect::Member, &[b"x"]));
+    let (_, before) = shake_shared(client.clone(), server.clone()).expect("believed");
+    let shown = before.peer_certificates().expect("shown")[0].clone();
+
+    let key = KeyPair::generate().expect("a key");
+    let csr = key.request().expect("a request");
+    let account = "ns/shop/sa/web".parse().expect("valid");
+    let chain = mesh.aws.issue_workload(&csr, &account, std::time::Duration::from_secs(3600), now()).expect("issued");
+    web.replace(&Identity::new(chain, key).expect("whole")).expect("usable");
+    let (_, after) = shake_shared(client.clone(), server.clone()).expect("believed");
+    assert_ne!(after.peer_certificates().expect("shown")[0], shown);
+
+    let mut without = Trust::clone(&mesh.trust.load());
+    without.issuers.clear();
+    mesh.trust.store(Arc::new(without));
+    let error = shake_shared(client, server).expect_err("evicted");
+    assert_eq!(refusal(&error).expect("a verdict of ours").reason(), "not_member");
+    let chain = after.peer_certificates().expect("shown");
+    assert_eq!(peer_identity(&mesh.trust, chain).expect_err("evicted").reason(), "not_member");
 }
