@@ -12,6 +12,7 @@ pub mod handles;
 mod join;
 pub mod locals;
 pub mod publish;
+pub mod router;
 pub mod rows;
 pub mod summary;
 mod tls_incoming;

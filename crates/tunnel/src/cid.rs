@@ -51,6 +51,15 @@ impl Cid {
         bytes.try_into().ok().map(Self)
     }
 
+    /// The first ID of a control connection, by a gateway that has none of `cluster`'s yet: the block says nothing.
+    pub fn first_link(cluster: ClusterId, block: [u8; 16]) -> Self {
+        let mut bytes = [0; CID_LEN];
+        bytes[0] = (CID_VERSION << 6) | ((CidKind::Link as u8) << 4);
+        bytes[1..3].copy_from_slice(&cluster.0.to_be_bytes());
+        bytes[4..].copy_from_slice(&block);
+        Self(bytes)
+    }
+
     /// The bytes on the wire.
     pub fn as_bytes(&self) -> &[u8; CID_LEN] {
         &self.0
