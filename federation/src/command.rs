@@ -6,7 +6,7 @@
 use std::fmt;
 
 use isthmus_model::service::{Export, Patterns, ServiceEntry};
-use isthmus_model::{ClusterName, Host, Locality, Namespace, ServiceName, TrustDomain};
+use isthmus_model::{ClusterName, Locality, Namespace, ServiceName, TrustDomain};
 use prost::Message as _;
 use serde::{Deserialize, Serialize};
 
@@ -73,8 +73,9 @@ pub enum EntryError {
 impl SignedEntry {
     /// Writes and signs `command`.
     ///
-    /// `sequence` must be greater than that of the writer's entries before (microseconds of Unix time
-    /// do well): an entry is applied once, in the writer's order, whoever repeats it.
+    /// `sequence` is the writer's Unix time in microseconds, but greater than in all of its entries before:
+    /// an entry is applied once, whoever repeats it. Up to [`crate::machine::WINDOW`] may be under way;
+    /// await one write of a record before signing the next of the same record.
     ///
     /// # Errors
     /// Those of the signer, and a command longer than [`ENTRY_LEN_MAX`].
@@ -162,10 +163,18 @@ impl SignedEntry {
 pub struct Payload {
     /// The mesh it is meant for.
     pub mesh: String,
-    /// Greater than in every entry of the same writer before.
+    /// The writer's clock in microseconds of Unix time, greater than in every entry of its before. The log's
+    /// time moves only as far as writer and leader agree.
     pub sequence: u64,
     /// What to do.
     pub command: Command,
+}
+
+impl Payload {
+    /// The writer's clock, Unix seconds.
+    pub fn unix_s(&self) -> u64 {
+        self.sequence / 1_000_000
+    }
 }
 
 /// A change of the registry. Who may write which is said at each, and enforced by [`crate::machine`].
@@ -311,6 +320,66 @@ impl Command {
     }
 }
 
+impl Command {
+    /// Whether it touches more than the writer's own records, and so is kept in the audit log.
+    pub fn is_mesh_wide(&self) -> bool {
+        !matches!(
+            self,
+            Self::UpdateCluster { .. }
+                | Self::PutExport { .. }
+                | Self::DeleteExport { .. }
+                | Self::PutServiceEntry { .. }
+                | Self::DeleteServiceEntry { .. }
+        )
+    }
+
+    /// What it is about, for the audit table.
+    pub fn subject(&self) -> String {
+        match self {
+            Self::Init { mesh, .. } => mesh.clone(),
+            Self::AddToken { id, cluster, .. } => format!("{id} for {cluster}"),
+            Self::RevokeToken { id } => id.clone(),
+            Self::JoinRequest { cluster, .. } | Self::Grant { cluster, .. } | Self::SetSigner { cluster, .. } => {
+                cluster.to_string()
+            }
+            Self::Evict { cluster, reason } => format!("{cluster}: {}", reason.chars().take(256).collect::<String>()),
+            Self::PutExport { export } => format!("{}/{}", export.namespace, export.name),
+            Self::PutServiceEntry { entry } => format!("{}/{}", entry.namespace, entry.name),
+            Self::DeleteExport { namespace, name } | Self::DeleteServiceEntry { namespace, name } => {
+                format!("{namespace}/{name}")
+            }
+            Self::PutConfig { key, .. } | Self::DeleteConfig { key } => key.to_string(),
+            Self::RenewRequest { .. } | Self::UpdateCluster { .. } | Self::Leave {} => String::new(),
+        }
+    }
+}
+
+/// An entry as it lies in the log: with the time of the leader that proposed it.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Stamped {
+    /// The leader's clock, Unix seconds.
+    #[prost(uint64, tag = "1")]
+    pub unix_s: u64,
+    /// The [`SignedEntry`]'s bytes.
+    #[prost(bytes = "vec", tag = "2")]
+    pub entry: Vec<u8>,
+}
+
+impl Stamped {
+    /// The bytes that lie in the log.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        self.encode_to_vec()
+    }
+
+    /// Reads them back.
+    ///
+    /// # Errors
+    /// [`EntryError::Malformed`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, EntryError> {
+        Self::decode(bytes).map_err(|error| EntryError::Malformed(error.to_string()))
+    }
+}
+
 /// What a cluster says of itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -349,9 +418,4 @@ impl fmt::Display for ConfigKey {
 /// What the log keeps of a token's secret.
 pub fn token_hash(secret: &str) -> Fingerprint {
     Fingerprint::of(format!("isthmus join token\0{secret}").as_bytes())
-}
-
-/// The mesh host of a service, for messages.
-pub(crate) fn host_of(namespace: &Namespace, name: &ServiceName) -> Host {
-    Host::mesh(namespace, name)
 }

@@ -9,10 +9,15 @@ pub mod command;
 pub mod der;
 pub mod machine;
 pub mod member;
+pub mod membership;
+pub mod raft;
 pub mod registry;
+pub mod rng;
+pub mod sim;
 pub mod store;
+pub mod verify;
 
 pub use command::{Command, SignedEntry, Writer};
 pub use der::{Der, Fingerprint};
-pub use member::{MemberConfig, MemberHandle, Status, Transport};
+pub use member::{Member, MemberConfig, MemberHandle, Status, Transport};
 pub use registry::Registry;

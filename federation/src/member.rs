@@ -1,7 +1,11 @@
 //! A cluster's member of the federation, as the gateway holds it: open, run, ask.
 //!
-//! Decides nothing: [`crate::raft::driver`] does. This file owns the thread, the clock and the channels
-//! between them. The caller owns the links and gives them as a [`Transport`].
+//! Decides nothing: [`crate::raft::driver`] does. `member/run.rs` owns the thread and the clock. The caller
+//! owns the links and gives them as a [`Transport`].
+
+mod run;
+#[cfg(test)]
+mod tests;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -18,6 +22,8 @@ use crate::command::SignedEntry;
 use crate::machine::Refusal;
 use crate::registry::Registry;
 use crate::store::StoreError;
+
+pub use run::Member;
 
 /// Requests that may wait for the member's thread; beyond it `busy`. One proposal takes one slot and
 /// a disk write of under 20 ms serves many, so this is seconds of work.
@@ -190,7 +196,6 @@ pub struct MemberHandle {
 }
 
 /// What the member's thread is asked to do.
-#[allow(dead_code)] // read by the member thread
 pub(crate) enum Request {
     Deliver(ClusterId, RaftFrame, oneshot::Sender<Result<(), FrameError>>),
     Propose(SignedEntry, oneshot::Sender<Result<Committed, ProposeError>>),

@@ -41,7 +41,7 @@ pub struct Registry {
     pub config: Arc<BTreeMap<String, Arc<ConfigRecord>>>,
     /// Mesh-wide writes, oldest first, at most [`crate::machine::AUDIT_MAX`].
     pub audit: Arc<VecDeque<AuditRecord>>,
-    /// Each writer's last entry, by `cluster/NAME` or `operator/NAME`.
+    /// Each writer's last entries, by `cluster/NAME` or `operator/NAME`.
     pub writers: Arc<BTreeMap<String, WriterState>>,
 }
 
@@ -209,14 +209,22 @@ pub struct AuditRecord {
     pub subject: String,
 }
 
-/// A writer's last entry: what makes a repeated proposal harmless.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// A writer's last entries: what makes a repeated proposal harmless and a replayed one useless.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WriterState {
-    /// Its sequence number.
-    pub sequence: u64,
+    /// Sequence numbers up to here are spent.
+    pub floor: u64,
+    /// The last [`crate::machine::WINDOW`] entries above it, by sequence number.
+    pub recent: BTreeMap<u64, Applied>,
+}
+
+/// What one entry came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Applied {
     /// SHA-256 of the entry.
     pub entry: Fingerprint,
-    /// Its log position.
-    pub index: u64,
+    /// Its outcome.
+    pub outcome: Result<(), crate::machine::Rejection>,
 }
