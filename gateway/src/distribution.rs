@@ -2,4 +2,6 @@
 //!
 //! [`session`] decides what a sidecar hears next; `server` owns the streams.
 
+pub mod server;
 pub mod session;
+pub mod sidecars;

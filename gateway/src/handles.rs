@@ -69,6 +69,13 @@ impl HandleTable {
         Ok((handle, 1))
     }
 
+    /// Whether the table already says that `workload`'s process `process` is `assigned`.
+    pub fn says(&self, workload: &str, assigned: (u32, u16), process: &[u8]) -> bool {
+        self.assigned
+            .get(workload)
+            .is_some_and(|known| (known.handle, known.incarnation) == assigned && known.process == process)
+    }
+
     /// Gives the handle of `workload` up.
     pub fn release(&mut self, workload: &str, now_unix_s: u64) {
         if let Some(assigned) = self.assigned.remove(workload) {

@@ -4,7 +4,6 @@
 //! what sidecars are told is computed once per generation and name, then shared by all sessions.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,14 +22,17 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::distribution::session::{Encoded, Lookup, Source};
 use crate::imports::ImportTable;
 use crate::locals::{self, Local, Locals, Served, ServiceKey, WorkloadKey};
-use crate::objects::Objects;
 use crate::publish::Wanted;
 use crate::traffic::{EdgeRate, Traffic};
 use crate::view::{Facts, Known, PathFacts, health_of};
 use crate::vips::{Addresses, mesh_ranges};
+use isthmus_objects::ObjectSet;
 
 /// Gone endpoints and notices that a slow session may lag behind; it hears the rest by health deltas.
 const EVENTS_MAX: usize = 1_024;
+
+/// The namespace whose PeerAuthentications hold for the whole cluster (Istio's root namespace).
+const ROOT_NAMESPACE: &str = "isthmus-system";
 
 /// The shared knowledge of one gateway.
 pub struct Hub {
@@ -44,14 +46,14 @@ pub struct Hub {
 
 struct State {
     registry: Arc<Registry>,
-    objects: Arc<Objects>,
+    objects: Arc<ObjectSet>,
     locals: Locals,
     imports: ImportTable,
     paths: BTreeMap<ClusterName, PathFacts>,
     addresses: Addresses,
     traffic: Traffic,
     remote_traffic: BTreeMap<ClusterName, (Instant, Vec<EdgeRate>)>,
-    cache: HashMap<ResourceName, Lookup>,
+    cache: HashMap<(Namespace, ResourceName), Lookup>,
 }
 
 impl Hub {
@@ -60,7 +62,7 @@ impl Hub {
         own: ClusterName,
         locality: Locality,
         registry: Arc<Registry>,
-        objects: Arc<Objects>,
+        objects: Arc<ObjectSet>,
         addresses: Addresses,
     ) -> Arc<Self> {
         let state = State {
@@ -106,7 +108,7 @@ impl Hub {
     }
 
     /// The cluster's own objects.
-    pub fn objects(&self) -> Arc<Objects> {
+    pub fn objects(&self) -> Arc<ObjectSet> {
         self.read(|state| state.objects.clone())
     }
 
@@ -119,7 +121,7 @@ impl Hub {
     }
 
     /// The cluster's objects were replaced.
-    pub fn set_objects(&self, objects: Arc<Objects>) {
+    pub fn set_objects(&self, objects: Arc<ObjectSet>) {
         self.change(|state| state.objects = objects);
     }
 
@@ -206,15 +208,15 @@ impl Hub {
     pub fn wanted(&self) -> Wanted {
         self.read(|state| {
             let exported = state.registry.exports.get(&self.own);
-            let exports = state.objects.exports.iter().filter_map(|(key, visible_to)| {
+            let exports = state.objects.exports.iter().filter_map(|(key, wanted)| {
                 let service = state.objects.services.get(key)?;
                 let record = exported.and_then(|of| of.get(&format!("{}/{}", key.0, key.1)));
                 let known = record.map(|record| record.export.accounts.clone()).unwrap_or_default();
-                let export = locals::export_of(service, &state.locals, visible_to.clone(), &known);
+                let export = locals::export_of(service, &state.locals, wanted.visible_to.clone(), &known);
                 // Without an account nobody could be accepted: wait for the first workload.
                 (!export.accounts.is_empty()).then(|| (key.clone(), export))
             });
-            Wanted { exports: exports.collect(), entries: state.objects.entries.clone(), facts: None }
+            Wanted { exports: exports.collect(), entries: state.objects.service_entries.clone(), facts: None }
         })
     }
 
@@ -342,7 +344,7 @@ impl State {
             locality,
             registry: &self.registry,
             services: &self.objects.services,
-            entries: &self.objects.entries,
+            entries: &self.objects.service_entries,
             locals: &self.locals,
             imports: &self.imports,
             paths: &self.paths,
@@ -352,11 +354,12 @@ impl State {
 
     fn own_exports(&self, own: &ClusterName) -> BTreeMap<ServiceKey, Export> {
         let of = self.registry.exports.get(own).into_iter().flat_map(BTreeMap::values);
-        of.map(|record| ((record.export.namespace.clone(), record.export.name.clone()), record.export.clone())).collect()
+        of.map(|record| ((record.export.namespace.clone(), record.export.name.clone()), record.export.clone()))
+            .collect()
     }
 
     /// The resources of `name`: its service, VirtualService and DestinationRule.
-    fn resources(&self, own: &ClusterName, locality: &Locality, name: &ResourceName) -> Lookup {
+    fn resources(&self, own: &ClusterName, locality: &Locality, namespace: &Namespace, name: &ResourceName) -> Lookup {
         let view = match self.facts(own, locality).lookup(name) {
             Known::Service(view) => view,
             Known::Absent => return Lookup::Absent,
@@ -364,10 +367,10 @@ impl State {
         };
         let host = view.host.clone();
         let mut resources = vec![encoded(format!("service/{host}"), &Resource::Service(*view))];
-        if let Some(route) = self.objects.route_of(&host) {
+        if let Some(route) = self.objects.virtual_service(&host, namespace) {
             resources.push(encoded(format!("virtual-service/{host}"), &Resource::VirtualService(route.clone())));
         }
-        if let Some(rule) = self.objects.destination_of(&host) {
+        if let Some(rule) = self.objects.destination_rule(&host, namespace) {
             resources.push(encoded(format!("destination-rule/{host}"), &Resource::DestinationRule(rule.clone())));
         }
         Lookup::Found(resources)
@@ -384,17 +387,18 @@ pub struct SessionSource<'a> {
 impl Source for SessionSource<'_> {
     fn lookup(&self, name: &ResourceName) -> Lookup {
         let mut state = self.hub.state.lock();
-        if let Some(known) = state.cache.get(name) {
+        let key = (self.namespace.clone(), name.clone());
+        if let Some(known) = state.cache.get(&key) {
             return known.clone();
         }
-        let found = state.resources(&self.hub.own, &self.hub.locality, name);
-        state.cache.insert(name.clone(), found.clone());
+        let found = state.resources(&self.hub.own, &self.hub.locality, self.namespace, name);
+        state.cache.insert(key, found.clone());
         found
     }
 
     fn common(&self) -> Vec<Encoded> {
         let policies: Vec<PeerAuthentication> =
-            self.hub.read(|state| state.objects.peer_authentication_of(self.namespace, self.labels));
+            self.hub.read(|state| policies_of(&state.objects, self.namespace, self.labels));
         vec![
             encoded("mesh-ranges".into(), &Resource::MeshRanges(mesh_ranges())),
             encoded("peer-authentication".into(), &Resource::PeerAuthentication(policies)),
@@ -402,11 +406,22 @@ impl Source for SessionSource<'_> {
     }
 }
 
+/// The PeerAuthentications that hold for a workload: the root namespace's, its namespace's, its own, in this order.
+fn policies_of(objects: &ObjectSet, namespace: &Namespace, labels: &locals::LabelsOf) -> Vec<PeerAuthentication> {
+    let rank = |policy: &PeerAuthentication| match (policy.namespace == *namespace, policy.selector.is_empty()) {
+        (true, false) if locals::selects(&policy.selector, labels) => Some(2),
+        (true, true) if policy.namespace.as_str() != ROOT_NAMESPACE => Some(1),
+        (_, true) if policy.namespace.as_str() == ROOT_NAMESPACE => Some(0),
+        _ => None,
+    };
+    let all = objects.peer_authentications.values();
+    let mut held: Vec<(u8, &PeerAuthentication)> = all.filter_map(|one| rank(one).map(|rank| (rank, one))).collect();
+    held.sort_by(|(a, left), (b, right)| (a, &left.name).cmp(&(b, &right.name)));
+    held.into_iter().map(|(_, policy)| policy.clone()).collect()
+}
+
 fn encoded(name: String, resource: &Resource) -> Encoded {
     // Serialising our own plain values into memory cannot fail; an empty body would be refused by the reader.
     let body = serde_json::to_vec(resource).map(Bytes::from).unwrap_or_default();
     Encoded { name, version: xxh3_64(&body), body }
 }
-
-/// Addresses by host, for tables.
-pub type AddressesByHost = BTreeMap<Host, Vec<IpAddr>>;

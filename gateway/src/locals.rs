@@ -8,6 +8,8 @@ use std::net::SocketAddr;
 use isthmus_model::service::{Export, Labels, Patterns, Service, ServicePort};
 use isthmus_model::{ClusterName, Host, Locality, Namespace, ServiceAccount, ServiceName, WorkloadName};
 
+/// A workload's labels.
+pub type LabelsOf = Labels;
 /// A workload by namespace and name.
 pub type WorkloadKey = (Namespace, WorkloadName);
 /// A service by namespace and name.

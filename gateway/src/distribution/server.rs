@@ -126,7 +126,7 @@ impl Shared {
             served: None,
             links_sent: None,
         };
-        self.sidecars.opened(&key, conversation.process, conversation.number);
+        self.sidecars.opened(&key, conversation.process, conversation.number, register.version.clone());
         let result = conversation.run(&mut up, registration).await;
         if self.sidecars.closed(&key, conversation.process, conversation.number) {
             self.hub.unregister(&key, conversation.process);
@@ -200,8 +200,9 @@ impl Conversation<'_> {
             cluster_id: hub.own_id().0.into(),
         }))
         .await?;
-        self.say(Down::EndpointKeys(keys.borrow_and_update().clone())).await?;
-        self.say(Down::Trust(trust.borrow_and_update().clone())).await?;
+        let (first_keys, first_trust) = (keys.borrow_and_update().clone(), trust.borrow_and_update().clone());
+        self.say(Down::EndpointKeys(first_keys)).await?;
+        self.say(Down::Trust(first_trust)).await?;
         self.say(Down::Replicas(self.shared.sidecars.replicas())).await?;
         self.tell_changes().await?;
         let mut links = tokio::time::interval(LINKS_EVERY);

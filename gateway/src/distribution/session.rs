@@ -143,6 +143,11 @@ impl Session {
         Some(delta)
     }
 
+    /// The last version sent.
+    pub fn sent_version(&self) -> u64 {
+        self.last_version
+    }
+
     /// The last version applied by the sidecar.
     pub fn acked_version(&self) -> u64 {
         self.acked_version

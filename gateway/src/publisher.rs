@@ -1,0 +1,60 @@
+//! Keeps the cluster's records in the log as its objects and workloads want them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use isthmus_federation::command::{ClusterFacts, Command};
+use tokio_util::sync::CancellationToken;
+
+use crate::hub::Hub;
+use crate::publish::commands;
+use crate::writer::{ClusterWriter, WriteError};
+
+/// Changes are gathered for this long, so that ten objects applied at once are looked at once.
+const GATHER: Duration = Duration::from_millis(20);
+/// Pause after a write whose fate is not known: no leader, most likely.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Writes what differs, until `shutdown`.
+pub async fn run(hub: Arc<Hub>, writer: ClusterWriter, facts: ClusterFacts, shutdown: CancellationToken) {
+    let mut generation = hub.generation();
+    // What the log refused: not tried again until it is wanted differently.
+    let mut refused: Vec<Command> = Vec::new();
+    loop {
+        generation.borrow_and_update();
+        let mut wanted = hub.wanted();
+        wanted.facts = Some(facts.clone());
+        let todo = commands(&hub.registry(), hub.own(), &wanted);
+        refused.retain(|command| todo.contains(command));
+        let next = todo.into_iter().find(|command| !refused.contains(command));
+        let pause = match next {
+            None => None,
+            Some(command) => match writer.write(command.clone()).await {
+                // The registry's own change wakes us for the next.
+                Ok(_) => Some(Duration::ZERO),
+                Err(WriteError::Refused(refusal)) => {
+                    tracing::warn!(reason = %refusal.reason, "the log refused a record of this cluster: {}", refusal.message);
+                    refused.push(command);
+                    Some(Duration::ZERO)
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "not written to the log yet; trying again");
+                    Some(RETRY)
+                }
+            },
+        };
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            changed = generation.changed(), if pause.is_none() => {
+                if changed.is_err() {
+                    return;
+                }
+                tokio::time::sleep(GATHER).await;
+            }
+            () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {
+                // The registry that the write produced arrives by its own path; give it a moment.
+                tokio::time::sleep(GATHER).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,568 @@
+//! One gateway replica, from its config to its last task: what is started in which order, and why.
+//!
+//! Forwarding comes first (tables from disk are enough), then what fills the tables. On SIGTERM the order
+//! turns around: probes are answered `draining`, forwarding goes on, then everything ends.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use isthmus_federation::command::{
+    ClusterFacts, Command, FORM_MAX, SignError, SignedEntry, Signer as EntrySigner, Writer,
+};
+use isthmus_federation::der::Der;
+use isthmus_federation::member::{Member, MemberConfig, MemberHandle};
+use isthmus_identity::state::{create_dir, read_private, write_private};
+use isthmus_identity::tls::server_config;
+use isthmus_identity::{ClusterAuthority, RootAuthority, SharedIdentity};
+use isthmus_runtime::http::HttpServer;
+use isthmus_runtime::readiness::Readiness;
+use isthmus_wire::discovery::discovery_server::DiscoveryServer;
+use isthmus_wire::discovery::{Replica, Replicas};
+use isthmus_wire::join::join_server::JoinServer;
+use isthmus_wire::operator::operator_server::OperatorServer;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster_files::ClusterFiles;
+use crate::config::GatewayConfig;
+use crate::distribution::server::DiscoveryService;
+use crate::distribution::sidecars::Sidecars;
+use crate::handles::HandleTable;
+use crate::hub::Hub;
+use crate::issue::Issuer;
+use crate::join::{JoinService, now_unix_s};
+use crate::keys::{ROTATE_EVERY, TunnelKeys};
+use crate::links::{LinkGlue, LinkTransport};
+use crate::object_store::ObjectStore;
+use crate::operator::OperatorService;
+use crate::router::Router;
+use crate::signer::Signer;
+use crate::summary::{Event, Summary};
+use crate::tables::Glance;
+use crate::vips::Addresses;
+use crate::writer::ClusterWriter;
+use crate::{dashboard, local_table, publisher, tls_incoming};
+
+/// Forwarding goes on this long after SIGTERM: peers have switched by then, streams have not noticed.
+const DRAIN: Duration = Duration::from_secs(15);
+/// Gateways renew their own certificate this often: half of its life.
+const RENEW_IDENTITY_EVERY: Duration = Duration::from_secs(12 * 3600);
+/// The dashboard's data is made this often.
+const SUMMARY_EVERY: Duration = Duration::from_millis(500);
+
+/// Runs a gateway until `shutdown`, then drains; `drain` shortens that for tests and demos.
+///
+/// # Errors
+/// What keeps it from starting, with the place and the fix; a failed store.
+pub async fn run(config: GatewayConfig, drain: Option<Duration>, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let gateway = Gateway::open(config)?;
+    gateway.serve(drain.unwrap_or(DRAIN), shutdown).await
+}
+
+struct Gateway {
+    config: GatewayConfig,
+    files: Files,
+    identity: SharedIdentity,
+    authority: Arc<ClusterAuthority>,
+    keys: watch::Sender<TunnelKeys>,
+    member: Member,
+    handle: MemberHandle,
+    transport: Arc<LinkTransport>,
+    hub: Arc<Hub>,
+    issuer: Arc<Issuer>,
+    sidecars: Arc<Sidecars>,
+    writer: ClusterWriter,
+    router: Router,
+}
+
+struct Files {
+    facts: crate::cluster_files::ClusterFacts,
+    root: Option<RootAuthority>,
+}
+
+/// The cluster's intermediate as a signer of log entries.
+struct AuthoritySigner(Arc<ClusterAuthority>);
+
+impl EntrySigner for AuthoritySigner {
+    fn sign(&self, message: &[u8]) -> Result<Vec<u8>, SignError> {
+        self.0.sign(message).map_err(|error| SignError(error.to_string()))
+    }
+}
+
+impl Gateway {
+    fn open(config: GatewayConfig) -> anyhow::Result<Self> {
+        let files = ClusterFiles::load(&config.identity).context("cannot start without the cluster's identity")?;
+        anyhow::ensure!(
+            files.facts.cluster == config.cluster,
+            "the config is of cluster {}, the identity in {} of cluster {}",
+            config.cluster,
+            config.identity.display(),
+            files.facts.cluster
+        );
+        create_dir(&config.state)?;
+        let facts = files.facts.clone();
+        let roots = files.roots.clone();
+        let ClusterFiles { chain, key, root, .. } = files;
+        let authority = Arc::new(ClusterAuthority::load(chain, key, facts.trust_domain.clone()));
+        let identity = SharedIdentity::new(&gateway_identity(&authority, &roots)?)?;
+        let keys =
+            TunnelKeys::load_or_create(&config.identity.join("tunnel-keys.json"), facts.cluster_id, now_unix_s())?;
+
+        let signer: Arc<dyn EntrySigner> = Arc::new(AuthoritySigner(authority.clone()));
+        let own_facts = cluster_facts(&config);
+        let mut member_config =
+            MemberConfig::new(&facts.mesh, facts.cluster.clone(), facts.cluster_id, config.state.join("registry"));
+        if facts.founder {
+            member_config.init = Some(first_entry(&facts, &authority, &roots, own_facts, &*signer)?);
+        }
+        let transport = LinkTransport::new();
+        let (member, handle) = Member::open(member_config, transport.clone())?;
+        let registry = handle.registry().borrow().clone();
+
+        let addresses = read_json::<Addresses>(&config.state.join("addresses.json"))?.unwrap_or_default().restored();
+        let hub = Hub::new(config.cluster.clone(), config.locality.clone(), registry, Arc::default(), addresses);
+        let peers = facts.peers.iter().map(|peer| (peer.cluster.clone(), peer.cluster_id));
+        let issuer = Issuer::new(
+            config.cluster.clone(),
+            facts.cluster_id,
+            authority.clone(),
+            roots,
+            peers,
+            Some(handle.clone()),
+        );
+        issuer.set_registry(&hub.registry());
+        let handles_path = config.state.join("handles.json");
+        let handles = read_json::<HandleTable>(&handles_path)?.unwrap_or_default();
+        let sidecars =
+            Sidecars::new(authority.clone(), keys.cids.clone(), Some((handles, handles_path)), replicas(&config));
+        let writer = ClusterWriter::new(&facts.mesh, config.cluster.clone(), signer, handle.clone());
+        let first = local_table::local_table(&hub, &keys, config.replica, false);
+        let router = Router::bind(config.at(config.ports.tunnel), config.workers, first)
+            .with_context(|| format!("cannot bind UDP {}", config.at(config.ports.tunnel)))?;
+        Ok(Self {
+            files: Files { facts, root },
+            identity,
+            authority,
+            keys: watch::Sender::new(keys),
+            member,
+            handle,
+            transport,
+            hub,
+            issuer,
+            sidecars,
+            writer,
+            router,
+            config,
+        })
+    }
+
+    async fn serve(self, drain: Duration, shutdown: CancellationToken) -> anyhow::Result<()> {
+        // Forwarding outlives everything else: it ends when `running` is dropped.
+        let shared = self.router.shared();
+        let running = Router::start(&shared)?;
+        let stop = CancellationToken::new();
+        let readiness = Readiness::new();
+        let registry_known = readiness.condition("registry", "the log was not heard yet");
+        let mut tasks = JoinSet::new();
+
+        let objects = ObjectStore::open(&self.config.state, self.config.objects.clone(), self.hub.clone())?;
+        let (summary_sender, summary) = watch::channel(Arc::new(Summary::default()));
+        let links = LinkGlue {
+            hub: self.hub.clone(),
+            sidecars: self.sidecars.clone(),
+            issuer: self.issuer.clone(),
+            identity: self.identity.clone(),
+            member: self.handle.clone(),
+            keys: self.keys.subscribe(),
+            facts: self.files.facts.clone(),
+            replica: self.config.replica,
+            advertised: self.config.advertise.clone(),
+        };
+        let sessions = bind_tcp(self.config.at(self.config.ports.sessions)).await?;
+        let joins = bind_tcp(self.config.at(self.config.ports.tunnel)).await?;
+        let socket = bind_socket(&self.config.socket)?;
+        self.serve_sessions(sessions, &mut tasks, &stop);
+        let links = links.start(self.router, &self.transport, &mut tasks, stop.clone())?;
+        serve_joins(&self.identity, &self.issuer, self.writer.clone(), self.handle.clone(), joins, &mut tasks, &stop);
+        let operator = OperatorService {
+            hub: self.hub.clone(),
+            objects: objects.clone(),
+            sidecars: self.sidecars.clone(),
+            issuer: self.issuer.clone(),
+            writer: self.writer.clone(),
+            member: self.handle.clone(),
+            summary: summary.clone(),
+        };
+        let stopped = stop.clone();
+        tasks.spawn(async move {
+            let incoming = UnixListenerStream::new(socket);
+            let server = tonic::transport::Server::builder().add_service(OperatorServer::new(operator));
+            let served = server.serve_with_incoming_shutdown(incoming, stopped.cancelled_owned()).await;
+            report("operator service", served);
+        });
+
+        let dashboard = HttpServer::bind(
+            "dashboard",
+            self.config.dashboard,
+            dashboard::router(summary, self.config.dashboard.ip()),
+        )
+        .await?;
+        tasks.spawn(dashboard.run(stop.clone()));
+        let health = HttpServer::bind("health", self.config.at(self.config.ports.health), readiness.router()).await?;
+        tasks.spawn(health.run(stop.clone()));
+        let metrics = crate::metrics::registry(
+            shared.clone(),
+            self.hub.clone(),
+            self.sidecars.clone(),
+            self.handle.clone(),
+            links.clone(),
+        );
+        let metrics = isthmus_runtime::metrics::router(metrics);
+        let metrics = HttpServer::bind("metrics", self.config.at(self.config.ports.metrics), metrics).await?;
+        tasks.spawn(metrics.run(stop.clone()));
+
+        tasks.spawn(objects.run(stop.clone()));
+        tasks.spawn(watch_registry(
+            self.hub.clone(),
+            self.issuer.clone(),
+            self.handle.clone(),
+            registry_known,
+            stop.clone(),
+        ));
+        tasks.spawn(keep_addresses(self.hub.clone(), self.config.state.join("addresses.json"), stop.clone()));
+        tasks.spawn(expire_leases(self.hub.clone(), stop.clone()));
+        tasks.spawn(publisher::run(self.hub.clone(), self.writer.clone(), cluster_facts(&self.config), stop.clone()));
+        tasks.spawn(local_table::run(
+            self.hub.clone(),
+            self.keys.subscribe(),
+            shared,
+            self.config.replica,
+            shutdown.clone(),
+            stop.clone(),
+        ));
+        let keys_path = self.config.identity.join("tunnel-keys.json");
+        tasks.spawn(rotate_keys(self.keys, self.sidecars.clone(), keys_path, stop.clone()));
+        tasks.spawn(renew_identity(self.identity, self.authority, self.issuer.clone(), stop.clone()));
+        if let Some(root) = self.files.root {
+            let signer = Signer::new(root, self.config.cluster.clone(), self.writer, self.handle.clone());
+            tasks.spawn(signer.run(stop.clone()));
+        }
+        tasks.spawn(summarise(
+            self.hub.clone(),
+            self.handle.clone(),
+            links,
+            self.config.dashboard,
+            summary_sender,
+            stop.clone(),
+        ));
+        let mut member = tokio::spawn(self.member.run(stop.clone()));
+        tracing::info!(cluster = %self.config.cluster, replica = self.config.replica, listen = %self.config.listen, "gateway is up");
+
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            _ = &mut member => tracing::error!("the registry's member has ended; serving what is known"),
+        }
+        shutdown.cancelled().await;
+        tracing::info!(?drain, "draining: peers and sidecars move to other replicas");
+        self.handle.transfer_leader().await;
+        tokio::time::sleep(drain).await;
+        stop.cancel();
+        while tasks.join_next().await.is_some() {}
+        if !member.is_finished() {
+            let _ = member.await;
+        }
+        let _ = std::fs::remove_file(&self.config.socket);
+        drop(running);
+        Ok(())
+    }
+
+    fn serve_sessions(&self, listener: TcpListener, tasks: &mut JoinSet<()>, stop: &CancellationToken) {
+        let (identity, trust) = (self.identity.clone(), self.issuer.shared().clone());
+        let config = Arc::new(server_config(&identity, &trust, None, &[b"h2"]));
+        let incoming = tls_incoming::accept(listener, move || config.clone(), tasks, stop.clone());
+        let service = DiscoveryService::new(self.hub.clone(), self.sidecars.clone(), self.issuer.clone(), stop.clone());
+        let stopped = stop.clone();
+        tasks.spawn(async move {
+            let server = tonic::transport::Server::builder()
+                .http2_keepalive_interval(Some(Duration::from_secs(2)))
+                .http2_keepalive_timeout(Some(Duration::from_secs(4)))
+                .add_service(DiscoveryServer::new(service));
+            let served =
+                server.serve_with_incoming_shutdown(ReceiverStream::new(incoming), stopped.cancelled_owned()).await;
+            report("session service", served);
+        });
+    }
+}
+
+fn serve_joins(
+    identity: &SharedIdentity,
+    issuer: &Issuer,
+    writer: ClusterWriter,
+    member: MemberHandle,
+    listener: TcpListener,
+    tasks: &mut JoinSet<()>,
+    stop: &CancellationToken,
+) {
+    let config = Arc::new(server_config(identity, issuer.shared(), None, &[b"isthmus-join/1"]));
+    let incoming = tls_incoming::accept(listener, move || config.clone(), tasks, stop.clone());
+    let stopped = stop.clone();
+    tasks.spawn(async move {
+        let server = tonic::transport::Server::builder().add_service(JoinServer::new(JoinService::new(writer, member)));
+        let served =
+            server.serve_with_incoming_shutdown(ReceiverStream::new(incoming), stopped.cancelled_owned()).await;
+        report("join service", served);
+    });
+}
+
+fn report(what: &str, served: Result<(), tonic::transport::Error>) {
+    if let Err(error) = served {
+        tracing::error!(%error, "{what} ended");
+    }
+}
+
+fn gateway_identity(
+    authority: &ClusterAuthority,
+    roots: &[rustls::pki_types::CertificateDer<'static>],
+) -> anyhow::Result<isthmus_identity::Identity> {
+    let mut identity = authority.issue_gateway(now_unix_s())?;
+    // The root travels along for joiners and new workloads, who know only its fingerprint.
+    identity.chain.extend(roots.iter().cloned());
+    Ok(identity)
+}
+
+fn cluster_facts(config: &GatewayConfig) -> ClusterFacts {
+    ClusterFacts {
+        addresses: config.advertise.clone(),
+        locality: config.locality.clone(),
+        provider: String::new(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        form_max: FORM_MAX,
+    }
+}
+
+fn first_entry(
+    facts: &crate::cluster_files::ClusterFacts,
+    authority: &ClusterAuthority,
+    roots: &[rustls::pki_types::CertificateDer<'static>],
+    own: ClusterFacts,
+    signer: &dyn EntrySigner,
+) -> Result<SignedEntry, SignError> {
+    let command = Command::Init {
+        mesh: facts.mesh.clone(),
+        trust_domain: facts.trust_domain.clone(),
+        roots: roots.iter().map(|der| Der(der.to_vec())).collect(),
+        cluster: facts.cluster.clone(),
+        chain: authority.chain().iter().map(|der| Der(der.to_vec())).collect(),
+        facts: own,
+    };
+    SignedEntry::sign(&Writer::Cluster(facts.cluster.clone()), &facts.mesh, 1, command, signer)
+}
+
+fn replicas(config: &GatewayConfig) -> Replicas {
+    let own = Replica {
+        number: config.replica.into(),
+        udp_address: config.at(config.ports.tunnel).to_string(),
+        session_address: config.at(config.ports.sessions).to_string(),
+    };
+    Replicas { replicas: vec![own] }
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
+    let Some(bytes) = read_private(path)? else { return Ok(None) };
+    let value = serde_json::from_slice(&bytes)
+        .with_context(|| format!("{} is broken; restore it from a backup", path.display()))?;
+    Ok(Some(value))
+}
+
+async fn bind_tcp(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot bind TCP {address}; is another gateway running?"))
+}
+
+fn bind_socket(path: &Path) -> anyhow::Result<UnixListener> {
+    use std::os::unix::fs::PermissionsExt as _;
+    if let Some(folder) = path.parent() {
+        create_dir(folder)?;
+    }
+    // A socket left by a killed process is nobody's; one that answers belongs to a running gateway.
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        anyhow::bail!("another gateway answers on {}", path.display());
+    }
+    let _ = std::fs::remove_file(path);
+    let listener = UnixListener::bind(path).with_context(|| format!("cannot bind {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
+    Ok(listener)
+}
+
+async fn watch_registry(
+    hub: Arc<Hub>,
+    issuer: Arc<Issuer>,
+    member: MemberHandle,
+    known: isthmus_runtime::readiness::Condition,
+    stop: CancellationToken,
+) {
+    let mut registry = member.registry();
+    loop {
+        let current = registry.borrow_and_update().clone();
+        if current.mesh.is_some() {
+            known.met();
+        }
+        // Trust before anything that needs it: a peer that sees the new certificate first could not verify it.
+        issuer.set_registry(&current);
+        hub.set_registry(current);
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = registry.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+async fn keep_addresses(hub: Arc<Hub>, path: std::path::PathBuf, stop: CancellationToken) {
+    let mut generation = hub.generation();
+    loop {
+        generation.borrow_and_update();
+        if hub.allocate_addresses(now_unix_s())
+            && let Ok(json) = serde_json::to_vec(&hub.addresses())
+            && let Err(error) = write_private(&path, &json)
+        {
+            tracing::error!(%error, "virtual addresses are not kept; they may change at the next start");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = generation.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+async fn expire_leases(hub: Arc<Hub>, stop: CancellationToken) {
+    let mut generation = hub.generation();
+    loop {
+        generation.borrow_and_update();
+        let next = hub.imports(crate::imports::ImportTable::next_timeout);
+        let sleep = next.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = generation.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(sleep) => {
+                hub.with_imports(|imports| imports.handle_timeout(Instant::now()));
+            }
+        }
+    }
+}
+
+async fn rotate_keys(
+    keys: watch::Sender<TunnelKeys>,
+    sidecars: Arc<Sidecars>,
+    path: std::path::PathBuf,
+    stop: CancellationToken,
+) {
+    loop {
+        let since = keys.borrow().since_unix_s;
+        let due = Duration::from_secs((since + ROTATE_EVERY.as_secs()).saturating_sub(now_unix_s()));
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(due) => {}
+        }
+        let next = keys.borrow().rotated(now_unix_s());
+        if let Err(error) = next.store(&path) {
+            tracing::error!(%error, "tunnel keys are not rotated: they could not be kept");
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            continue;
+        }
+        sidecars.set_keys(next.cids.clone());
+        keys.send_replace(next);
+        tracing::info!("tunnel keys rotated");
+    }
+}
+
+async fn renew_identity(
+    identity: SharedIdentity,
+    authority: Arc<ClusterAuthority>,
+    issuer: Arc<Issuer>,
+    stop: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(RENEW_IDENTITY_EVERY) => {}
+        }
+        let roots = issuer.shared().load().roots.clone();
+        let renewed = gateway_identity(&authority, &roots).and_then(|fresh| Ok(identity.replace(&fresh)?));
+        if let Err(error) = renewed {
+            tracing::error!(%error, "the gateway's own certificate was not renewed");
+        }
+    }
+}
+
+async fn summarise(
+    hub: Arc<Hub>,
+    member: MemberHandle,
+    links: crate::links::LinksHandle,
+    dashboard: SocketAddr,
+    summary: watch::Sender<Arc<Summary>>,
+    stop: CancellationToken,
+) {
+    let mut ticks = tokio::time::interval(SUMMARY_EVERY);
+    let mut events = Events::default();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let now_unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64);
+        let status = member.status();
+        let glance = Glance {
+            hub: &hub,
+            status: &status,
+            links: links.table(),
+            events: Vec::new(),
+            dashboard: format!("http://{dashboard}"),
+            now: Instant::now(),
+            now_unix_ms,
+        };
+        let mut next = glance.summary();
+        next.events = events.observe(&summary.borrow(), &next);
+        summary.send_replace(Arc::new(next));
+    }
+}
+
+/// What happened, seen by comparing one summary with the next.
+#[derive(Default)]
+struct Events(std::collections::VecDeque<Event>);
+
+impl Events {
+    fn observe(&mut self, before: &Summary, after: &Summary) -> Vec<Event> {
+        let mut push = |kind: &str, text: String| {
+            self.0.push_front(Event { at: after.generated_at, kind: kind.into(), text });
+            self.0.truncate(crate::summary::EVENTS_MAX);
+        };
+        for cluster in &after.clusters {
+            match before.clusters.iter().find(|old| old.name == cluster.name) {
+                None => push("cluster_joined", format!("cluster {} is a member", cluster.name)),
+                Some(old) if old.state != cluster.state => {
+                    let state =
+                        serde_json::to_value(cluster.state).ok().and_then(|one| one.as_str().map(str::to_owned));
+                    let why = if cluster.reason.is_empty() { String::new() } else { format!(": {}", cluster.reason) };
+                    push("cluster_state", format!("cluster {} is {}{why}", cluster.name, state.unwrap_or_default()));
+                }
+                Some(_) => {}
+            }
+        }
+        for old in before.clusters.iter().filter(|old| after.clusters.iter().all(|one| one.name != old.name)) {
+            push("cluster_left", format!("cluster {} is no member any more", old.name));
+        }
+        if before.store.leader != after.store.leader {
+            let text = match &after.store.leader {
+                Some(leader) => format!("{leader} leads the registry"),
+                None => "the registry has no leader: writes wait".into(),
+            };
+            push("leader_changed", text);
+        }
+        self.0.iter().cloned().collect()
+    }
+}
