@@ -5,6 +5,7 @@
 
 mod commands;
 mod context;
+mod demo;
 mod failure;
 mod gateway_yaml;
 mod join_channel;
@@ -14,7 +15,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::commands::{apply, completion, dashboard, export, get, init, join, status, token, version};
+use crate::commands::{
+    apply, completion, dashboard, demo as demo_command, export, get, init, join, sample, status, token, version,
+};
 use crate::context::Context;
 use crate::failure::Failure;
 
@@ -36,6 +39,10 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Commands {
+    /// Three clouds on this machine: a story with measured times, and a dashboard
+    Demo(demo_command::Args),
+    #[command(hide = true)]
+    Sample(sample::Args),
     /// Found a mesh: its root, its first cluster, its first operator
     Init(init::Args),
     /// Make this cluster a member of a mesh
@@ -76,6 +83,8 @@ fn main() -> ExitCode {
 
 fn run(command: Commands, context: &Context) -> Result<(), Failure> {
     match command {
+        Commands::Demo(args) => demo_command::run(&args, context)?,
+        Commands::Sample(args) => sample::run(args)?,
         Commands::Init(args) => init::run(&args, context)?,
         Commands::Join(args) => block_on(join::run(args, context))?,
         Commands::Version => version::run(context),

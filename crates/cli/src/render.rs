@@ -67,6 +67,16 @@ pub fn done(text: &str) {
     note(&format!(" {mark} {text}"));
 }
 
+/// `✓` or `✗` for standard output, green or red where it takes colours.
+pub fn mark(good: bool) -> &'static str {
+    match (good, colored()) {
+        (true, true) => "\x1b[32m✓\x1b[0m",
+        (true, false) => "✓",
+        (false, true) => "\x1b[31m✗\x1b[0m",
+        (false, false) => "✗",
+    }
+}
+
 /// Whether standard output takes colours (<https://no-color.org>).
 fn colored() -> bool {
     std::io::stdout().is_terminal() && !no_color()

@@ -238,6 +238,14 @@ impl Mesh {
         Ok(self.replica(cluster, 0)?.dashboard())
     }
 
+    /// The operator socket of a cluster's first gateway.
+    ///
+    /// # Errors
+    /// [`MeshError::Unknown`].
+    pub fn socket(&self, cluster: &str) -> Result<PathBuf, MeshError> {
+        Ok(self.replica(cluster, 0)?.socket())
+    }
+
     /// The ledgers of all sample services that ever ran.
     pub fn ledgers(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(self.lab.dir().join(LEDGERS));

@@ -3,10 +3,12 @@
 pub mod apply;
 pub mod completion;
 pub mod dashboard;
+pub mod demo;
 pub mod export;
 pub mod get;
 pub mod init;
 pub mod join;
+pub mod sample;
 pub mod status;
 pub mod token;
 pub mod version;
