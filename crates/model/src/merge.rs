@@ -220,3 +220,190 @@ fn conflicts_of(host: &Host, one: &United<'_>, exports: &[Exported<'_>]) -> Vec<
     let name = conflict(Disagreement::Name, first.name.clone(), name);
     [protocol, name, number].into_iter().flatten().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::service::Patterns;
+    use crate::view::Target;
+
+    fn port(number: u16, name: &str, protocol: Protocol) -> ServicePort {
+        ServicePort { number, name: name.into(), protocol, target: number }
+    }
+
+    /// What a test says of one cluster's export.
+    #[derive(Debug, Clone)]
+    struct Said {
+        cluster: ClusterName,
+        ports: Vec<ServicePort>,
+        first_index: u64,
+        visible_to: &'static str,
+        endpoints: Option<u32>,
+    }
+
+    fn said(cluster: &str, first_index: u64, ports: Vec<ServicePort>) -> Said {
+        Said { cluster: cluster.parse().expect("valid"), ports, first_index, visible_to: "*", endpoints: Some(1) }
+    }
+
+    fn host() -> Host {
+        "cart.shop.svc.clusterset.local".parse().expect("valid")
+    }
+
+    fn merged(all: &[Said], viewer: Option<&str>) -> Option<Merged> {
+        let locality = Locality::parse("eu/a");
+        let exports: Vec<Export> = all.iter().map(export_of).collect();
+        let exported = all.iter().zip(&exports).map(|(one, export)| Exported {
+            cluster: &one.cluster,
+            cluster_id: ClusterId(1),
+            locality: &locality,
+            export,
+            first_index: one.first_index,
+            heard: one.endpoints.map(heard),
+        });
+        let viewer = viewer.map(|name| name.parse().expect("valid"));
+        merge(&host(), &[], exported, viewer.as_ref())
+    }
+
+    fn export_of(one: &Said) -> Export {
+        Export {
+            namespace: "shop".parse().expect("valid"),
+            name: "cart".parse().expect("valid"),
+            ports: one.ports.clone(),
+            accounts: vec!["ns/shop/sa/cart".parse().expect("valid")],
+            visible_to: Patterns(vec![one.visible_to.into()]),
+        }
+    }
+
+    fn heard(count: u32) -> Heard {
+        let endpoint = |handle| Endpoint {
+            target: Target::Tunnel { handle, incarnation: 1 },
+            weight: 1,
+            locality: None,
+            labels: Default::default(),
+            healthy: true,
+        };
+        Heard { freshness: Freshness::Fresh, rtt_us: Some(1), endpoints: (0..count).map(endpoint).collect() }
+    }
+
+    fn shape(merged: &Merged) -> Vec<(u16, String, Protocol)> {
+        merged.service.ports.iter().map(|port| (port.number, port.name.clone(), port.protocol)).collect()
+    }
+
+    #[test]
+    fn ports_are_united_and_the_oldest_export_wins_each() {
+        use Protocol::{Grpc, Http, Tcp};
+        let all = [
+            said("young", 30, vec![port(80, "web", Tcp), port(90, "admin", Http)]),
+            said("old", 10, vec![port(80, "http", Http)]),
+            said("middle", 20, vec![port(80, "http", Grpc), port(90, "admin", Http)]),
+        ];
+        let merged = merged(&all, None).expect("exported");
+        assert_eq!(shape(&merged), [(80, "http".into(), Http), (90, "admin".into(), Http)]);
+        let text: Vec<_> = merged.conflicts.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            text,
+            [
+                "Using protocol \"Http\" for port 80 from oldest export in \"old\". 2/3 clusters disagree.",
+                "Using name \"http\" for port 80 from oldest export in \"old\". 1/3 clusters disagree.",
+            ]
+        );
+        assert_eq!(merged.conflicts[1].losers, [("young".parse().expect("valid"), "web".to_owned())]);
+        let served: Vec<_> =
+            merged.service.backends.iter().map(|one| (one.cluster.as_str(), one.ports.clone())).collect();
+        assert_eq!(served, [("middle", vec![80, 90]), ("old", vec![80]), ("young", vec![80, 90])]);
+    }
+
+    #[test]
+    fn one_name_for_two_numbers_keeps_both_ports_and_one_name() {
+        let all = [
+            said("old", 1, vec![port(80, "http", Protocol::Http)]),
+            said("young", 2, vec![port(8080, "http", Protocol::Http)]),
+        ];
+        let merged = merged(&all, None).expect("exported");
+        assert_eq!(shape(&merged), [(80, "http".into(), Protocol::Http), (8080, String::new(), Protocol::Http)]);
+        assert_eq!(merged.conflicts.len(), 1);
+        assert_eq!(merged.conflicts[0].what, Disagreement::Number);
+        assert_eq!(merged.conflicts[0].losers, [("young".parse().expect("valid"), "8080".to_owned())]);
+    }
+
+    #[test]
+    fn tcp_and_udp_share_a_number_without_conflict() {
+        let all = [
+            said("a", 1, vec![port(53, "dns-tcp", Protocol::Tcp)]),
+            said("b", 2, vec![port(53, "dns", Protocol::Udp)]),
+        ];
+        let merged = merged(&all, None).expect("exported");
+        assert_eq!((merged.service.ports.len(), merged.conflicts.len()), (2, 0));
+    }
+
+    #[test]
+    fn nothing_of_a_hidden_export_shows() {
+        let mut hidden = said("old", 1, vec![port(80, "secret", Protocol::Tcp)]);
+        hidden.visible_to = "gcp-us";
+        let all = [hidden, said("young", 2, vec![port(80, "http", Protocol::Http)])];
+        let onprem = merged(&all, Some("onprem")).expect("the young one is visible");
+        assert_eq!(shape(&onprem), [(80, "http".into(), Protocol::Http)]);
+        assert_eq!((onprem.conflicts.len(), onprem.service.backends.len()), (0, 1));
+        assert_eq!(merged(&all, Some("gcp-us")).expect("both").service.backends.len(), 2);
+        assert_eq!(merged(&all, Some("old")).expect("its own").service.backends.len(), 2, "an owner sees its own");
+        assert_eq!(merged(&all[..1], Some("onprem")), None);
+        assert_eq!(merged(&[], None), None);
+    }
+
+    #[test]
+    fn absence_of_word_is_not_deletion() {
+        let mut silent = said("silent", 1, vec![port(80, "http", Protocol::Http)]);
+        silent.endpoints = None;
+        let merged = merged(&[silent], None).expect("its export stands in the log");
+        assert_eq!(merged.unheard, ["silent".parse().expect("valid")]);
+        assert_eq!((merged.service.ports.len(), merged.service.backends.len()), (1, 0));
+    }
+
+    fn any_port() -> impl Strategy<Value = ServicePort> {
+        use Protocol::{Auto, Grpc, Http, Tcp, Udp};
+        let protocol = prop::sample::select(vec![Auto, Http, Grpc, Tcp, Udp]);
+        (80_u16..84, prop::sample::select(vec!["", "a", "b"]), protocol).prop_map(|(n, name, p)| port(n, name, p))
+    }
+
+    fn any_exports() -> impl Strategy<Value = Vec<Said>> {
+        let one = (prop::collection::vec(any_port(), 0..4), any::<bool>());
+        prop::collection::vec(one, 1..6).prop_map(|all| {
+            let numbered = all.into_iter().enumerate();
+            let one = |(n, (ports, visible)): (usize, (Vec<ServicePort>, bool))| Said {
+                visible_to: if visible { "*" } else { "nobody" },
+                ..said(&format!("c{n}"), 100 - n as u64, ports)
+            };
+            numbered.map(one).collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn order_of_arrival_does_not_matter(
+            (all, shuffled) in any_exports().prop_flat_map(|all| (Just(all.clone()), Just(all).prop_shuffle())),
+        ) {
+            prop_assert_eq!(merged(&all, None), merged(&shuffled, None));
+            prop_assert_eq!(merged(&all, Some("c1")), merged(&shuffled, Some("c1")));
+        }
+
+        #[test]
+        fn every_port_is_there_once_as_its_oldest_export_says(all in any_exports()) {
+            let merged = merged(&all, None).expect("at least one");
+            let mut oldest_first = all.clone();
+            oldest_first.sort_by_key(|one| one.first_index);
+            let ports: Vec<&ServicePort> = oldest_first.iter().flat_map(|one| &one.ports).collect();
+            for port in &ports {
+                prop_assert_eq!(merged.service.ports.iter().filter(|have| same_port(have, port)).count(), 1);
+            }
+            for have in &merged.service.ports {
+                let first = ports.iter().find(|port| same_port(port, have)).expect("somebody exports it");
+                prop_assert_eq!(first.protocol, have.protocol);
+                prop_assert!(have.name == first.name || have.name.is_empty());
+            }
+            let names: Vec<_> = merged.service.ports.iter().map(|port| &port.name).filter(|name| !name.is_empty()).collect();
+            prop_assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len());
+        }
+    }
+}

@@ -217,8 +217,8 @@ fn judge<'a>(
         Freshness::Draining => Doubt::Draining,
         Freshness::Suspect => Doubt::Suspect,
     };
-    // A host outside the mesh is reached without a link.
-    let linked = matches!(endpoint.target, Target::Tunnel { .. });
+    // The own cluster, and hosts outside the mesh, are reached without a link.
+    let linked = remote && matches!(endpoint.target, Target::Tunnel { .. });
     let path = if linked && backends.rtt_us.is_none() { Doubt::NoPath } else { Doubt::None };
     let own = match observed.condition(backends.cluster_id, &endpoint.target) {
         Condition::Good => Doubt::None,
@@ -404,3 +404,6 @@ impl fmt::Display for Rank<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

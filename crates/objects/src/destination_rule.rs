@@ -12,7 +12,7 @@ use crate::scalar::{duration, export_to, host, labels};
 
 /// Reads a destination rule.
 pub(crate) fn read(metadata: &Metadata<'_>, mut spec: Fields<'_>, report: &mut Report) -> Option<DestinationRule> {
-    let name = metadata.parsed_name::<ServiceName>(report)?;
+    let name = metadata.parsed_name::<ServiceName>(report);
     let namespace = metadata.namespace.clone();
     let host = spec.need("host", report).and_then(|item| host(&item, &namespace, report));
     let policy = spec.take("trafficPolicy").and_then(|item| traffic_policy(&item, report)).unwrap_or_default();
@@ -28,7 +28,7 @@ pub(crate) fn read(metadata: &Metadata<'_>, mut spec: Fields<'_>, report: &mut R
     spec.not_supported(&["workloadSelector"], report);
     let export_to = export_to(&mut spec, report);
     spec.finish(report);
-    Some(DestinationRule { namespace, name, host: host?, policy, subsets, export_to })
+    Some(DestinationRule { namespace, name: name?, host: host?, policy, subsets, export_to })
 }
 
 fn subset(item: &Item<'_>, report: &mut Report) -> Option<Subset> {

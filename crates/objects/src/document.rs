@@ -108,15 +108,15 @@ fn parse(bytes: &[u8]) -> Result<Vec<Node>, tree::SyntaxError> {
 #[derive(Debug)]
 pub(crate) struct Metadata<'a> {
     pub(crate) namespace: Namespace,
-    pub(crate) name: Item<'a>,
+    pub(crate) name: Option<Item<'a>>,
     pub(crate) labels: Labels,
     pub(crate) annotations: Vec<(String, Item<'a>)>,
 }
 
 impl Metadata<'_> {
-    /// The object's name as `T`.
+    /// The object's name as `T`; `None` if it was refused or is missing, which is noted.
     pub(crate) fn parsed_name<T: FromStr<Err: Display>>(&self, report: &mut Report) -> Option<T> {
-        self.name.parsed(report, "rename the object")
+        self.name.as_ref()?.parsed(report, "rename the object")
     }
 }
 
@@ -233,7 +233,9 @@ fn read_metadata<'a>(item: &Item<'a>, kind: Kind, report: &mut Report) -> Option
     }
     fields.ignore(&SERVER_FIELDS);
     fields.finish(report);
-    Some(Metadata { namespace: namespace?, name: name?, labels, annotations })
+    // A refused namespace is noted; `default` lets the rest be read, so that its problems show too.
+    let namespace = namespace.or_else(|| "default".parse().ok())?;
+    Some(Metadata { namespace, name, labels, annotations })
 }
 
 /// Annotations are free for all but for our own, which are not ignored silently.

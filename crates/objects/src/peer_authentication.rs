@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use isthmus_model::ServiceName;
 use isthmus_model::authn::{MtlsMode, PeerAuthentication};
+use isthmus_model::service::Labels;
 
 use crate::document::Metadata;
 use crate::fields::{Fields, Item};
@@ -23,27 +24,27 @@ pub(crate) fn read(
     spec: Option<Fields<'_>>,
     report: &mut Report,
 ) -> Option<PeerAuthentication> {
-    let name = metadata.parsed_name::<ServiceName>(report)?;
+    let name = metadata.parsed_name::<ServiceName>(report);
     let namespace = metadata.namespace.clone();
-    let mut policy =
-        PeerAuthentication { namespace, name, selector: Default::default(), mode: None, ports: BTreeMap::new() };
-    let Some(mut spec) = spec else { return Some(policy) };
-    if let Some(item) = spec.take("selector")
-        && let Some(mut fields) = item.fields(report)
-    {
-        policy.selector = fields.take("matchLabels").map(|item| labels(&item, report)).unwrap_or_default();
-        fields.finish(report);
-    }
-    policy.mode = spec.take("mtls").and_then(|item| mode(&item, report));
-    if let Some(item) = spec.take("portLevelMtls") {
-        policy.ports = port_modes(&item, report);
-        if policy.selector.is_empty() {
-            let fix = "add spec.selector.matchLabels: ports are those of a workload";
-            item.impossible(report, "has no selector beside it", fix);
+    let (mut selector, mut mode_said, mut ports) = (Labels::new(), None, BTreeMap::new());
+    if let Some(mut spec) = spec {
+        if let Some(item) = spec.take("selector")
+            && let Some(mut fields) = item.fields(report)
+        {
+            selector = fields.take("matchLabels").map(|item| labels(&item, report)).unwrap_or_default();
+            fields.finish(report);
         }
+        mode_said = spec.take("mtls").and_then(|item| mode(&item, report));
+        if let Some(item) = spec.take("portLevelMtls") {
+            ports = port_modes(&item, report);
+            if selector.is_empty() {
+                let fix = "add spec.selector.matchLabels: ports are those of a workload";
+                item.impossible(report, "has no selector beside it", fix);
+            }
+        }
+        spec.finish(report);
     }
-    spec.finish(report);
-    Some(policy)
+    Some(PeerAuthentication { namespace, name: name?, selector, mode: mode_said, ports })
 }
 
 fn mode(item: &Item<'_>, report: &mut Report) -> Option<MtlsMode> {

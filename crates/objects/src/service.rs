@@ -26,7 +26,7 @@ const OUTSIDE: [&str; 9] = [
 
 /// Reads a service.
 pub(crate) fn read(metadata: &Metadata<'_>, mut spec: Fields<'_>, report: &mut Report) -> Option<Service> {
-    let name = metadata.parsed_name::<ServiceName>(report)?;
+    let name = metadata.parsed_name::<ServiceName>(report);
     let address = cluster_ip(&mut spec, report);
     let kind = spec.take("type");
     if kind.as_ref().and_then(|item| item.text(report)) == Some("ExternalName") {
@@ -56,7 +56,7 @@ pub(crate) fn read(metadata: &Metadata<'_>, mut spec: Fields<'_>, report: &mut R
     spec.finish(report);
     Some(Service {
         namespace: metadata.namespace.clone(),
-        name,
+        name: name?,
         selector,
         ports,
         labels: metadata.labels.clone(),

@@ -16,7 +16,7 @@ use crate::workload::read_endpoint;
 
 /// Reads a service entry.
 pub(crate) fn read(metadata: &Metadata<'_>, mut spec: Fields<'_>, report: &mut Report) -> Option<ServiceEntry> {
-    let name = metadata.parsed_name::<ServiceName>(report)?;
+    let name = metadata.parsed_name::<ServiceName>(report);
     let hosts_item = spec.need("hosts", report);
     let hosts = hosts_item.as_ref().map(|item| read_hosts(item, report)).unwrap_or_default();
     let addresses_item = spec.take("addresses");
@@ -41,7 +41,8 @@ pub(crate) fn read(metadata: &Metadata<'_>, mut spec: Fields<'_>, report: &mut R
     let read = items.iter().enumerate();
     let endpoints: Vec<Workload> = read
         .filter_map(|(n, item)| {
-            let endpoint = read_endpoint(item, &metadata.namespace, name.as_str(), n, report)?;
+            let owner = name.as_ref().map_or("unnamed", ServiceName::as_str);
+            let endpoint = read_endpoint(item, &metadata.namespace, owner, n, report)?;
             check_endpoint(item, &endpoint, resolution, &ports, report);
             Some(endpoint)
         })
@@ -53,7 +54,7 @@ pub(crate) fn read(metadata: &Metadata<'_>, mut spec: Fields<'_>, report: &mut R
     let subject_alt_names = names.iter().filter_map(|item| item.text(report)).map(str::to_owned).collect();
     let entry = ServiceEntry {
         namespace: metadata.namespace.clone(),
-        name,
+        name: name.clone().or_else(|| "unnamed".parse().ok())?,
         hosts,
         addresses,
         ports,
@@ -73,7 +74,7 @@ pub(crate) fn read(metadata: &Metadata<'_>, mut spec: Fields<'_>, report: &mut R
     };
     check(&entry, items.len(), &places, &spec, report);
     spec.finish(report);
-    Some(entry)
+    name.map(|_| entry)
 }
 
 /// Fields that must fit together.

@@ -13,7 +13,7 @@ pub(crate) const VISIBLE_TO: &str = "isthmus.io/visible-to";
 
 /// Reads a service export; a `spec` need not be there.
 pub(crate) fn read(metadata: &Metadata<'_>, spec: Option<Fields<'_>>, report: &mut Report) -> Option<ServiceExport> {
-    let name = metadata.parsed_name::<ServiceName>(report)?;
+    let name = metadata.parsed_name::<ServiceName>(report);
     if let Some(mut spec) = spec {
         let why = "labels and annotations of services stay in their cluster";
         spec.no_effect(&["exportedLabels", "exportedAnnotations"], why, report);
@@ -24,7 +24,7 @@ pub(crate) fn read(metadata: &Metadata<'_>, spec: Option<Fields<'_>>, report: &m
         Some((_, item)) => clusters(item, report)?,
         None => Patterns::all(),
     };
-    Some(ServiceExport { namespace: metadata.namespace.clone(), name, visible_to })
+    Some(ServiceExport { namespace: metadata.namespace.clone(), name: name?, visible_to })
 }
 
 /// Cluster names, prefixes ending in `*`, or `*`, separated by commas.

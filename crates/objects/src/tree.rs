@@ -43,6 +43,10 @@ pub(crate) fn documents(text: &str) -> Result<Vec<Node>, SyntaxError> {
         // `on` and `yes` are words, not booleans (YAML 1.2).
         strict_booleans: true,
         with_snippet: false,
+        // A file's length bounds all but its aliases: these may add a tenth of what a file of the largest
+        // length holds. A file of 20,000 small objects is one document each.
+        budget: serde_saphyr::budget! { max_documents: 100_000, max_nodes: 1_000_000, max_events: 4_000_000 },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 50_000 },
     };
     serde_saphyr::from_multiple_with_options(text, options).map_err(|error| {
         let place = error.location();
@@ -203,5 +207,11 @@ mod tests {
             (1..30).fold(String::new(), |all, n| { format!("{all}a{n}: &a{n} [*a{0}, *a{0}, *a{0}, *a{0}]\n", n - 1) })
         );
         assert!(documents(&bomb).is_err(), "aliases that grow without bound");
+    }
+
+    #[test]
+    fn a_file_of_thousands_of_objects_is_read() {
+        let service = "---\napiVersion: v1\nkind: Service\nspec: {ports: [{port: 80}], selector: {app: cart}}\n";
+        assert_eq!(documents(&service.repeat(5_000)).expect("valid").len(), 5_000);
     }
 }

@@ -32,7 +32,7 @@ const HTTP_LATER: [&str; 13] = [
 
 /// Reads a virtual service.
 pub(crate) fn read(metadata: &Metadata<'_>, mut spec: Fields<'_>, report: &mut Report) -> Option<VirtualService> {
-    let name = metadata.parsed_name::<ServiceName>(report)?;
+    let name = metadata.parsed_name::<ServiceName>(report);
     let namespace = &metadata.namespace;
     let hosts_item = spec.need("hosts", report);
     let hosts = hosts_item.map(|item| read_hosts(&item, namespace, report)).unwrap_or_default();
@@ -49,7 +49,7 @@ pub(crate) fn read(metadata: &Metadata<'_>, mut spec: Fields<'_>, report: &mut R
         spec.missing("http", report, "add at least one route under http, tls or tcp");
     }
     spec.finish(report);
-    Some(VirtualService { namespace: namespace.clone(), name, hosts, http, tls, tcp, export_to })
+    Some(VirtualService { namespace: namespace.clone(), name: name?, hosts, http, tls, tcp, export_to })
 }
 
 fn read_hosts(item: &Item<'_>, namespace: &Namespace, report: &mut Report) -> Vec<Host> {

@@ -277,3 +277,200 @@ pub fn compile(pattern: &str) -> Result<Regex, String> {
     build(pattern)?;
     build(&format!(r"\A(?:{pattern})\z"))
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::SeedableRng as _;
+    use rand::rngs::StdRng;
+
+    use super::*;
+
+    fn destination(host: &str, weight: u32) -> WeightedDestination {
+        WeightedDestination { host: host.parse().expect("valid"), subset: None, port: None, weight }
+    }
+
+    fn routes(matches: Vec<HttpMatch>) -> Routes {
+        let route = HttpRoute {
+            name: None,
+            matches,
+            destinations: vec![destination("cart.shop.svc.cluster.local", 1)],
+            timeout: None,
+            retries: None,
+        };
+        Routes::compile(Arc::new(service(vec![route]))).expect("valid")
+    }
+
+    fn service(http: Vec<HttpRoute>) -> VirtualService {
+        VirtualService {
+            namespace: "shop".parse().expect("valid"),
+            name: "cart".parse().expect("valid"),
+            hosts: vec!["cart.shop.svc.cluster.local".parse().expect("valid")],
+            http,
+            tls: Vec::new(),
+            tcp: Vec::new(),
+            export_to: Vec::new(),
+        }
+    }
+
+    /// Whether `GET /a/B?v=1&v=2&flag` from `app=web` in `shop` matches.
+    fn hits(wanted: HttpMatch) -> bool {
+        let labels = Labels::from([("app".into(), "web".into())]);
+        let namespace = "shop".parse().expect("valid");
+        let header = |name: &str| match name {
+            "end-user" => Some(Cow::Borrowed("jason")),
+            "accept" => Some(Cow::Borrowed("text/html,*/*")),
+            _ => None,
+        };
+        let request = RequestFacts {
+            method: "GET",
+            path: "/a/B?v=1&v=2&flag",
+            authority: "cart.shop:8080",
+            scheme: "http",
+            headers: &header,
+            port: 80,
+            source: Source { labels: &labels, namespace: &namespace },
+        };
+        routes(vec![wanted]).http(&request).is_some()
+    }
+
+    #[test]
+    fn every_condition_of_an_http_match() {
+        let exact = |text: &str| Some(StringMatch::Exact(text.into()));
+        let prefix = |text: &str| Some(StringMatch::Prefix(text.into()));
+        let regex = |text: &str| Some(StringMatch::Regex(text.into()));
+        let named =
+            |name: &str, text: Option<StringMatch>| vec![(name.to_owned(), text.unwrap_or(StringMatch::Present))];
+        let label = |value: &str| Labels::from([("app".into(), value.into())]);
+        let none = HttpMatch::default;
+        let cases = [
+            (true, "nothing asked", none()),
+            (true, "uri without its query", HttpMatch { uri: exact("/a/B"), ..none() }),
+            (false, "uri in another case", HttpMatch { uri: exact("/a/b"), ..none() }),
+            (true, "uri folded", HttpMatch { uri: exact("/A/b"), ignore_uri_case: true, ..none() }),
+            (true, "uri prefix", HttpMatch { uri: prefix("/a/"), ..none() }),
+            (true, "uri prefix folded", HttpMatch { uri: prefix("/A/"), ignore_uri_case: true, ..none() }),
+            (false, "prefix longer than the uri", HttpMatch { uri: prefix("/a/B/c"), ignore_uri_case: true, ..none() }),
+            (true, "regex of the whole uri", HttpMatch { uri: regex("/a/[A-Z]"), ..none() }),
+            (false, "regex of a part of the uri", HttpMatch { uri: regex("/a"), ..none() }),
+            (false, "alternatives match as a whole too", HttpMatch { uri: regex("/a|/b"), ..none() }),
+            (true, "method", HttpMatch { method: exact("GET"), ..none() }),
+            (false, "other method", HttpMatch { method: exact("POST"), ..none() }),
+            (true, "authority", HttpMatch { authority: prefix("cart.shop"), ..none() }),
+            (false, "authority without the port sent", HttpMatch { authority: exact("cart.shop"), ..none() }),
+            (true, "scheme", HttpMatch { scheme: exact("http"), ..none() }),
+            (false, "other scheme", HttpMatch { scheme: exact("https"), ..none() }),
+            (true, "header in any case", HttpMatch { headers: named("End-User", exact("jason")), ..none() }),
+            (true, "header present", HttpMatch { headers: named("accept", None), ..none() }),
+            (false, "header absent", HttpMatch { headers: named("x", None), ..none() }),
+            (false, "without a header that is there", HttpMatch { without_headers: named("accept", None), ..none() }),
+            (true, "without a value", HttpMatch { without_headers: named("end-user", exact("eve")), ..none() }),
+            (true, "first value of a parameter", HttpMatch { query_params: named("v", exact("1")), ..none() }),
+            (false, "second value of a parameter", HttpMatch { query_params: named("v", exact("2")), ..none() }),
+            (true, "parameter without a value", HttpMatch { query_params: named("flag", exact("")), ..none() }),
+            (false, "parameter absent", HttpMatch { query_params: named("w", None), ..none() }),
+            (true, "port", HttpMatch { port: Some(80), ..none() }),
+            (false, "other port", HttpMatch { port: Some(81), ..none() }),
+            (true, "source label", HttpMatch { source_labels: label("web"), ..none() }),
+            (false, "other source label", HttpMatch { source_labels: label("till"), ..none() }),
+            (true, "source namespace", HttpMatch { source_namespace: "shop".parse().ok(), ..none() }),
+            (false, "other namespace", HttpMatch { source_namespace: "bank".parse().ok(), ..none() }),
+            (false, "one of two fails", HttpMatch { method: exact("GET"), port: Some(81), ..none() }),
+        ];
+        for (expected, what, wanted) in cases {
+            assert_eq!(hits(wanted), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn the_first_route_that_matches_wins_and_none_may() {
+        let labels = Labels::new();
+        let namespace = "shop".parse().expect("valid");
+        let request = |method| RequestFacts {
+            method,
+            path: "/",
+            authority: "cart",
+            scheme: "http",
+            headers: &|_| None,
+            port: 80,
+            source: Source { labels: &labels, namespace: &namespace },
+        };
+        let route = |name: &str, method: &str| HttpRoute {
+            name: Some(name.into()),
+            matches: vec![HttpMatch { method: Some(StringMatch::Exact(method.into())), ..HttpMatch::default() }],
+            destinations: vec![destination("a.b", 1)],
+            timeout: None,
+            retries: None,
+        };
+        let all = Routes::compile(Arc::new(service(vec![route("a", "GET"), route("b", "GET"), route("c", "PUT")])));
+        let all = all.expect("valid");
+        let name = |method| all.http(&request(method)).and_then(|route| route.name.as_deref());
+        assert_eq!((name("GET"), name("PUT"), name("POST")), (Some("a"), Some("c"), None));
+    }
+
+    #[test]
+    fn a_bad_expression_is_named_by_its_path() {
+        for bad in ["a(", "a)|(b", r"(\w{1,200}){1,200}", r"(?=x)"] {
+            let wanted = HttpMatch { uri: Some(StringMatch::Regex(bad.into())), ..HttpMatch::default() };
+            let mut route = service(vec![]);
+            let any = HttpRoute {
+                name: None,
+                matches: vec![HttpMatch::default(), wanted],
+                destinations: vec![],
+                timeout: None,
+                retries: None,
+            };
+            route.http.push(any);
+            let error = Routes::compile(Arc::new(route)).expect_err(bad);
+            assert_eq!((error.path.as_str(), error.pattern.as_str()), ("http[0].match[1].uri.regex", bad));
+        }
+    }
+
+    #[test]
+    fn connections_go_by_name_port_and_subnet() {
+        let mut all = service(vec![]);
+        let connection = |port, subnet: &str| ConnectionMatch {
+            port: Some(port),
+            destination_subnets: vec![subnet.parse().expect("valid")],
+            ..ConnectionMatch::default()
+        };
+        let sni = |host: &str| vec![host.parse().expect("valid")];
+        let by_name =
+            super::super::TlsMatch { sni_hosts: sni("*.corp.example"), connection: ConnectionMatch::default() };
+        all.tls.push(TlsRoute { matches: vec![by_name], destinations: vec![destination("tls.a", 1)] });
+        all.tcp.push(TcpRoute {
+            matches: vec![connection(27017, "10.0.0.0/8")],
+            destinations: vec![destination("mongo.a", 1)],
+        });
+        all.tcp.push(TcpRoute { matches: vec![], destinations: vec![destination("rest.a", 1)] });
+        let all = Routes::compile(Arc::new(all)).expect("valid");
+        let labels = Labels::new();
+        let namespace: Namespace = "shop".parse().expect("valid");
+        let facts = |port, address: &str| ConnectionFacts {
+            port,
+            address: address.parse().ok(),
+            source: Source { labels: &labels, namespace: &namespace },
+        };
+        let tcp = |port, address| all.tcp(&facts(port, address)).map(|route| route.destinations[0].host.to_string());
+        assert_eq!(tcp(27017, "10.1.1.1").as_deref(), Some("mongo.a"));
+        assert_eq!(tcp(27017, "11.1.1.1").as_deref(), Some("rest.a"));
+        assert_eq!(tcp(27017, "unknown").as_deref(), Some("rest.a"), "an unknown address lies in no subnet");
+        let tls = |sni: &str| all.tls(&sni.parse().expect("valid"), &facts(443, "")).is_some();
+        assert!(tls("a.corp.example") && !tls("corp.example"));
+    }
+
+    #[test]
+    fn destinations_get_their_shares() {
+        let all = [destination("a.b", 75), destination("c.d", 0), destination("e.f", 25)];
+        let mut rng = StdRng::seed_from_u64(1);
+        let mut counts = [0_u32; 3];
+        for _ in 0..10_000 {
+            let picked = pick(&all, &mut rng).expect("some");
+            counts[all.iter().position(|one| one == picked).expect("one of them")] += 1;
+        }
+        assert_eq!(counts[1], 0, "weight 0 gets nothing");
+        // Three standard deviations of 10,000 draws at 1/4 are 130.
+        assert!(counts[2].abs_diff(2_500) <= 130, "{counts:?}");
+        assert_eq!(pick(&all[1..2], &mut rng), Some(&all[1]), "a single one needs no weight");
+        assert_eq!(pick(&[], &mut rng), None);
+    }
+}
