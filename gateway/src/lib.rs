@@ -20,6 +20,7 @@ pub mod locals;
 mod metrics;
 pub mod object_store;
 mod operator;
+pub mod peers;
 pub mod publish;
 mod publisher;
 pub mod router;
