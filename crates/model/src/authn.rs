@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::service::{Labels, selects_all};
-use crate::{Namespace, ServiceName};
+use crate::{Namespace, ObjectName};
 
 /// Which transports a workload accepts (Istio `PeerAuthentication.mtls.mode`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,7 +26,7 @@ pub struct PeerAuthentication {
     /// Its namespace; the root namespace `isthmus-system` makes it mesh-wide.
     pub namespace: Namespace,
     /// Its name.
-    pub name: ServiceName,
+    pub name: ObjectName,
     /// Workloads it applies to; empty means the whole namespace.
     pub selector: Labels,
     /// The mode; `None` inherits.
@@ -86,15 +86,21 @@ pub fn applicable<'a>(
 
 /// What a workload accepts on one of its own ports: port, workload, namespace, mesh, then STRICT.
 ///
-/// `applicable` is what [`applicable`] returned for the workload, or `View::peer_authentication`.
+/// `applicable` speaks of the workload, widest scope first, as [`applicable`] orders it; of several in one
+/// scope the first counts.
 pub fn effective_mode<'a>(
     applicable: impl IntoIterator<Item = &'a PeerAuthentication>,
     workload_port: u16,
 ) -> MtlsMode {
-    applicable.into_iter().fold(MtlsMode::Strict, |wider, policy| {
-        let port = policy.ports.get(&workload_port).copied();
-        port.or(policy.mode).unwrap_or(wider)
-    })
+    let mut mode = MtlsMode::Strict;
+    let mut scope = None;
+    for policy in applicable {
+        if scope.replace(policy.scope()) != Some(policy.scope()) {
+            let port = policy.ports.get(&workload_port).copied();
+            mode = port.or(policy.mode).unwrap_or(mode);
+        }
+    }
+    mode
 }
 
 #[cfg(test)]
@@ -142,5 +148,6 @@ mod tests {
         assert_eq!(mode_of(&all, "shop", "x", 80), MtlsMode::Permissive);
         all.reverse();
         assert_eq!(mode_of(&all, "shop", "x", 80), MtlsMode::Permissive);
+        assert_eq!(effective_mode(&all, 80), MtlsMode::Permissive, "also where nobody left the second out");
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::service::Labels;
-use crate::{Host, Namespace, ServiceName};
+use crate::{Host, Namespace, ObjectName};
 
 /// Policies of one host (Istio `networking.istio.io/v1 DestinationRule`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -14,7 +14,7 @@ pub struct DestinationRule {
     /// Its namespace.
     pub namespace: Namespace,
     /// Its name.
-    pub name: ServiceName,
+    pub name: ObjectName,
     /// The host, fully qualified; may be a wildcard.
     pub host: Host,
     /// Policy of all subsets that say nothing else.

@@ -17,5 +17,5 @@ pub mod view;
 pub mod vip;
 
 pub use locality::Locality;
-pub use names::{ClusterId, ClusterName, Host, NameError, Namespace, ServiceName, WorkloadName};
+pub use names::{ClusterId, ClusterName, Host, NameError, Namespace, ObjectName, ServiceName, WorkloadName};
 pub use spiffe::{ServiceAccount, SpiffeId, TrustDomain};

@@ -19,6 +19,16 @@ pub enum NameError {
         /// The refused text, shortened to 64 bytes.
         value: String,
     },
+    /// Not an RFC 1123 subdomain.
+    #[error(
+        "{what} {value:?} is not a name: use labels of a-z, 0-9 and '-' joined by dots, at most 253 bytes, starting and ending with a letter or digit"
+    )]
+    Subdomain {
+        /// Which name it was meant to be.
+        what: &'static str,
+        /// The refused text, shortened to 64 bytes.
+        value: String,
+    },
     /// Not a DNS name.
     #[error(
         "host {value:?} is not a DNS name: labels of a-z, 0-9, '-' and '_' joined by dots, at most 253 bytes, `*` only as the whole first label"
@@ -39,12 +49,16 @@ fn is_label(text: &str) -> bool {
         && bytes[bytes.len() - 1] != b'-'
 }
 
+fn is_subdomain(text: &str) -> bool {
+    text.len() <= 253 && text.split('.').all(is_label)
+}
+
 fn shortened(text: &str) -> String {
     text.chars().take(64).collect()
 }
 
-macro_rules! label {
-    ($(#[$doc:meta])* $name:ident, $what:literal) => {
+macro_rules! name {
+    ($(#[$doc:meta])* $name:ident, $what:literal, $check:ident, $error:ident) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
@@ -60,10 +74,10 @@ macro_rules! label {
         impl FromStr for $name {
             type Err = NameError;
             fn from_str(text: &str) -> Result<Self, NameError> {
-                if is_label(text) {
+                if $check(text) {
                     Ok(Self(text.into()))
                 } else {
-                    Err(NameError::Label { what: $what, value: shortened(text) })
+                    Err(NameError::$error { what: $what, value: shortened(text) })
                 }
             }
         }
@@ -95,25 +109,41 @@ macro_rules! label {
     };
 }
 
-label!(
+name!(
     /// The name of a cluster, unique in the mesh (an RFC 1123 label).
     ClusterName,
-    "cluster name"
+    "cluster name",
+    is_label,
+    Label
 );
-label!(
+name!(
     /// A namespace (an RFC 1123 label), as in Kubernetes.
     Namespace,
-    "namespace"
+    "namespace",
+    is_label,
+    Label
 );
-label!(
+name!(
     /// The name of a service within its namespace (an RFC 1123 label).
     ServiceName,
-    "service name"
+    "service name",
+    is_label,
+    Label
 );
-label!(
+name!(
     /// The name of a workload within its namespace (an RFC 1123 label).
     WorkloadName,
-    "workload name"
+    "workload name",
+    is_label,
+    Label
+);
+
+name!(
+    /// The name of an Istio object that nothing is called by (an RFC 1123 subdomain): `reviews.canary`.
+    ObjectName,
+    "object name",
+    is_subdomain,
+    Subdomain
 );
 
 /// A cluster's number: assigned by the log at join, carried in every connection ID. Zero is never assigned.
@@ -255,6 +285,16 @@ mod tests {
         }
         for bad in ["", ".", "a..b", "*", "a.*.b", "a/b", "a\0.b", &"x.".repeat(130)] {
             assert!(bad.parse::<Host>().is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn names_of_objects_may_have_dots() {
+        for good in ["a", "reviews.canary", "a-b.c1", &format!("{0}.{0}", "x".repeat(63))] {
+            assert!(good.parse::<ObjectName>().is_ok(), "{good:?}");
+        }
+        for bad in ["", ".", "a..b", "a.", ".a", "A.b", "a_b", "*.a", &"x.".repeat(127)] {
+            assert!(bad.parse::<ObjectName>().is_err(), "{bad:?}");
         }
     }
 

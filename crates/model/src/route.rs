@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::service::Labels;
-use crate::{Host, Namespace, ServiceName};
+use crate::{Host, Namespace, ObjectName};
 
 /// Routes of the hosts of one VirtualService (Istio `networking.istio.io/v1 VirtualService`).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,7 +18,7 @@ pub struct VirtualService {
     /// Its namespace.
     pub namespace: Namespace,
     /// Its name.
-    pub name: ServiceName,
+    pub name: ObjectName,
     /// Hosts it applies to, fully qualified.
     pub hosts: Vec<Host>,
     /// Routes of HTTP requests; the first that matches wins.
@@ -111,7 +111,7 @@ pub struct RetryPolicy {
     pub attempts: u32,
     /// Limit of one try.
     pub per_try_timeout: Option<Duration>,
-    /// Conditions, as Envoy names them (`5xx`, `connect-failure`, `503`, ...).
+    /// Conditions, as Envoy names them (`5xx`, `connect-failure`, `503`, ...); none means Istio's default.
     pub retry_on: Vec<String>,
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use isthmus_model::ServiceName;
+use isthmus_model::ObjectName;
 use isthmus_model::destination::{Balancing, DestinationRule, Subset, TrafficPolicy};
 
 use crate::document::Metadata;
@@ -12,7 +12,7 @@ use crate::scalar::{duration, export_to, host, labels};
 
 /// Reads a destination rule.
 pub(crate) fn read(metadata: &Metadata<'_>, mut spec: Fields<'_>, report: &mut Report) -> Option<DestinationRule> {
-    let name = metadata.parsed_name::<ServiceName>(report);
+    let name = metadata.parsed_name::<ObjectName>(report);
     let namespace = metadata.namespace.clone();
     let host = spec.need("host", report).and_then(|item| host(&item, &namespace, report));
     let policy = spec.take("trafficPolicy").and_then(|item| traffic_policy(&item, report)).unwrap_or_default();

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use isthmus_model::ServiceName;
+use isthmus_model::ObjectName;
 use isthmus_model::authn::{MtlsMode, PeerAuthentication};
 use isthmus_model::service::Labels;
 
@@ -24,7 +24,7 @@ pub(crate) fn read(
     spec: Option<Fields<'_>>,
     report: &mut Report,
 ) -> Option<PeerAuthentication> {
-    let name = metadata.parsed_name::<ServiceName>(report);
+    let name = metadata.parsed_name::<ObjectName>(report);
     let namespace = metadata.namespace.clone();
     let (mut selector, mut mode_said, mut ports) = (Labels::new(), None, BTreeMap::new());
     if let Some(mut spec) = spec {

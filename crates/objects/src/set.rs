@@ -6,7 +6,7 @@ use isthmus_model::authn::PeerAuthentication;
 use isthmus_model::destination::DestinationRule;
 use isthmus_model::route::{VirtualService, WeightedDestination};
 use isthmus_model::service::{Service, ServiceEntry, Workload};
-use isthmus_model::{Host, Namespace, ServiceName, WorkloadName};
+use isthmus_model::{Host, Namespace, ObjectName, ServiceName, WorkloadName};
 
 use crate::document::{read_placed, refuse_duplicates};
 use crate::object::{Object, ObjectKey, ServiceExport};
@@ -24,11 +24,11 @@ pub struct ObjectSet {
     /// MCS `ServiceExport`.
     pub exports: BTreeMap<(Namespace, ServiceName), ServiceExport>,
     /// Istio `VirtualService`.
-    pub virtual_services: BTreeMap<(Namespace, ServiceName), VirtualService>,
+    pub virtual_services: BTreeMap<(Namespace, ObjectName), VirtualService>,
     /// Istio `DestinationRule`.
-    pub destination_rules: BTreeMap<(Namespace, ServiceName), DestinationRule>,
+    pub destination_rules: BTreeMap<(Namespace, ObjectName), DestinationRule>,
     /// Istio `PeerAuthentication`.
-    pub peer_authentications: BTreeMap<(Namespace, ServiceName), PeerAuthentication>,
+    pub peer_authentications: BTreeMap<(Namespace, ObjectName), PeerAuthentication>,
 }
 
 impl ObjectSet {

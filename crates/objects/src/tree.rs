@@ -43,8 +43,8 @@ pub(crate) fn documents(text: &str) -> Result<Vec<Node>, SyntaxError> {
         // `on` and `yes` are words, not booleans (YAML 1.2).
         strict_booleans: true,
         with_snippet: false,
-        // A file's length bounds all but its aliases: these may add a tenth of what a file of the largest
-        // length holds. A file of 20,000 small objects is one document each.
+        // A file's length bounds everything but what its aliases repeat; nobody repeats more than this by
+        // hand. Without comments and spaces, 20,000 small objects fit into a file of the largest length.
         budget: serde_saphyr::budget! { max_documents: 100_000, max_nodes: 1_000_000, max_events: 4_000_000 },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 50_000 },
     };

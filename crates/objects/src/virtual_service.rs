@@ -3,7 +3,7 @@
 //! What a match may say is in `virtual_service_match`.
 
 use isthmus_model::route::{HttpRoute, RetryPolicy, TcpRoute, TlsRoute, VirtualService, WeightedDestination};
-use isthmus_model::{Host, Namespace, ServiceName};
+use isthmus_model::{Host, Namespace, ObjectName};
 
 use crate::document::Metadata;
 use crate::fields::{Fields, Item};
@@ -32,7 +32,7 @@ const HTTP_LATER: [&str; 13] = [
 
 /// Reads a virtual service.
 pub(crate) fn read(metadata: &Metadata<'_>, mut spec: Fields<'_>, report: &mut Report) -> Option<VirtualService> {
-    let name = metadata.parsed_name::<ServiceName>(report);
+    let name = metadata.parsed_name::<ObjectName>(report);
     let namespace = &metadata.namespace;
     let hosts_item = spec.need("hosts", report);
     let hosts = hosts_item.map(|item| read_hosts(&item, namespace, report)).unwrap_or_default();

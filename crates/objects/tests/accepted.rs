@@ -209,7 +209,7 @@ fn a_destination_rule_with_subsets_and_ports() {
     let yaml = r#"
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
-metadata: {name: bookinfo-ratings, namespace: prod}
+metadata: {name: bookinfo.ratings, namespace: prod}
 spec:
   host: ratings
   trafficPolicy:
