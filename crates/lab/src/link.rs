@@ -47,6 +47,17 @@ impl Netns {
         })
     }
 
+    /// Sets how many packets an interface keeps for a slow reader.
+    ///
+    /// # Errors
+    /// [`LabError::NoInterface`] or [`LabError::Netlink`].
+    pub fn queue_len(&self, interface: &str, packets: u32) -> Result<(), LabError> {
+        self.ask(format!("let {interface} keep {packets} packets"), async move |handle, look| {
+            let index = look.index(&handle, interface).await?;
+            look.done(handle.link().set(LinkUnspec::new_with_index(index).txqueuelen(packets).build()).execute().await)
+        })
+    }
+
     /// Makes a bridge, up.
     ///
     /// # Errors

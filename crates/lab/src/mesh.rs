@@ -5,7 +5,7 @@
 //! the CLI. Nothing here reaches into a process: what it knows, it was told on standard output.
 //!
 //! Blocking. The demo and the end-to-end tests share it, so that the demo shows what is tested.
-//! Workloads are in [`workload`], what gateways are started from in [`gateway`].
+//! Workloads are in `workload`, what gateways are started from in `gateway`.
 
 mod gateway;
 mod workload;

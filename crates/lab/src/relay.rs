@@ -6,7 +6,7 @@
 //! one stable peer address. Mapped one to one, so no state can be lost. TCP connections are carried
 //! likewise, delayed and rated but not damaged (their loss would be the kernel's to repair).
 //!
-//! Decisions are the [`crate::shaper`]'s. Datagrams: one thread, [`udp`]; TCP: one more, [`tcp`].
+//! Decisions are the [`crate::shaper`]'s. Datagrams: one thread, `udp`; TCP: one more, `tcp`.
 
 mod tcp;
 mod udp;

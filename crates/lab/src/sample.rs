@@ -1,8 +1,8 @@
 //! A small service to call: says who answered, and writes down what it was asked.
 //!
 //! Used by the demo (a hidden subcommand) and by the tests (a binary of theirs). It serves
-//! - HTTP/1.1 and HTTP/2 (prior knowledge): see [`http`];
-//! - TCP echo on the next port, and a server that speaks first on the one after: see [`tcp`].
+//! - HTTP/1.1 and HTTP/2 (prior knowledge): see `sample/http.rs`;
+//! - TCP echo on the next port, and a server that speaks first on the one after: see `sample/tcp.rs`.
 //!
 //! It knows nothing of the mesh: it binds the loopback or pod address it is told and speaks
 //! plaintext, as any workload does.

@@ -98,6 +98,7 @@ impl TunWan {
     /// [`LabError::Kernel`] without `/dev/net/tun` or the right to use it.
     pub fn attach(&self, cluster: ClusterNumber, netns: &Netns) -> Result<(), LabError> {
         let device = netns.run(open_tun)?.map_err(LabError::kernel("make a TUN device from /dev/net/tun"))?;
+        netns.queue_len(DEVICE, DEVICE_PACKETS)?;
         netns.up(DEVICE)?;
         let sender = self.attach.lock().unwrap_or_else(PoisonError::into_inner);
         // The thread ends only in `drop`, so somebody receives.
@@ -285,6 +286,9 @@ pub(crate) fn prefer_this_thread() {
 
 /// The emulator's device in a cluster's namespace.
 pub const DEVICE: &str = "wan0";
+/// What a device keeps while the thread waits for a core: 10,000 packets are 100 ms at 1 Gbit/s. Losses
+/// here would be the emulator's own, and nobody asked for them.
+const DEVICE_PACKETS: u32 = 10_000;
 /// Every cluster's public addresses.
 pub const PUBLIC: (Ipv4Addr, u8) = (Ipv4Addr::new(198, 18, 0, 0), 15);
 /// Later than this is counted as late.
