@@ -273,6 +273,7 @@ impl Told {
 
     fn keep_logs(&mut self) {
         self.mesh.lab_mut().keep_dir();
+        println!("{}: everything is kept in {}", self.name, self.mesh.lab().dir().display());
         let logs = self.mesh.logs();
         for entry in std::fs::read_dir(&logs).into_iter().flatten().flatten() {
             let path = entry.path();

@@ -42,9 +42,11 @@ impl RunDir {
         &self.path
     }
 
-    /// Leaves the directory behind on drop, to be read after a failure.
+    /// Leaves the directory behind on drop, to be read after a failure; later runs leave it too.
     pub fn keep(&mut self) {
         self.keep = true;
+        // Without the marker a later run removes it: a pity, not an error.
+        let _ = fs::write(self.path.join(KEPT), b"");
     }
 }
 
@@ -62,13 +64,17 @@ fn sweep(base: &Path) {
     for entry in entries.flatten() {
         let name = entry.file_name();
         let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next()?.parse::<u32>().ok());
-        if owner.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists()) {
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
+            && !entry.path().join(KEPT).exists()
+        {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
 }
 
 const PREFIX: &str = "isthmus-lab-";
+/// Marks a directory that somebody wants to read.
+const KEPT: &str = "kept";
 /// Tests of one process run side by side, each with a lab of its own.
 const DIRS_PER_PROCESS_MAX: usize = 1_000;
 
@@ -82,12 +88,14 @@ mod tests {
         // Above the kernel's highest pid.
         let dead = base.join(format!("{PREFIX}{}-0", u32::MAX));
         let alive = base.join(format!("{PREFIX}1-0"));
+        let kept = base.join(format!("{PREFIX}{}-1", u32::MAX));
+        fs::create_dir_all(kept.join(KEPT)).unwrap();
         for dir in [&dead, &alive] {
             fs::create_dir_all(dir.join("inner")).unwrap();
         }
         let run = RunDir::create(&base).unwrap();
         let path = run.path().to_owned();
-        assert!(path.exists() && alive.exists() && !dead.exists());
+        assert!(path.exists() && alive.exists() && kept.exists() && !dead.exists());
         drop(run);
         assert!(!path.exists());
         fs::remove_dir_all(base).unwrap();
