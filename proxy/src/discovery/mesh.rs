@@ -15,6 +15,8 @@ use parking_lot::Mutex;
 use rustc_hash::FxHashSet;
 use tokio::sync::watch;
 
+use super::delta::Known;
+
 /// How long a question about an unknown name may hold up a connection.
 pub const ASK_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -34,13 +36,23 @@ pub enum Answer {
     Unanswered,
 }
 
+/// The view as it stands; others may replace it meanwhile.
+pub struct ViewGuard(Guard<Arc<Known>>);
+
+impl std::ops::Deref for ViewGuard {
+    type Target = View;
+    fn deref(&self) -> &View {
+        &self.0.view
+    }
+}
+
 /// Shared, cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Mesh(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    view: ArcSwap<View>,
+    known: ArcSwap<Known>,
     names: Mutex<Names>,
     /// Counts changes of the view and of what is absent.
     changed: watch::Sender<u64>,
@@ -66,7 +78,7 @@ impl Mesh {
     /// A mesh that knows `view` and is told more by whoever holds it.
     pub fn with_view(view: View) -> Self {
         Self(Arc::new(Inner {
-            view: ArcSwap::from_pointee(view),
+            known: ArcSwap::from_pointee(Known::from_view(view)),
             names: Mutex::default(),
             changed: watch::Sender::new(0),
             asked: watch::Sender::new(0),
@@ -74,13 +86,13 @@ impl Mesh {
     }
 
     /// The current view: a load of a pointer, no lock. Not to be held across `.await`.
-    pub fn view(&self) -> Guard<Arc<View>> {
-        self.0.view.load()
+    pub fn view(&self) -> ViewGuard {
+        ViewGuard(self.0.known.load())
     }
 
-    /// The current view, to be kept.
-    pub fn snapshot(&self) -> Arc<View> {
-        self.0.view.load_full()
+    /// Everything known, to be kept.
+    pub fn snapshot(&self) -> Arc<Known> {
+        self.0.known.load_full()
     }
 
     /// What is known of `name`, asking the gateways and waiting at most [`ASK_TIMEOUT`] if nothing is.
@@ -115,24 +127,25 @@ impl Mesh {
 
     /// What is known of `name` now; `None` if it has to be asked for.
     pub fn known(&self, name: &ResourceName) -> Option<Answer> {
-        if let Some(service) = find(&self.0.view.load(), name) {
+        if let Some(service) = find(&self.0.known.load().view, name) {
             return Some(Answer::Known(service));
         }
         self.0.names.lock().absent.contains(name).then_some(Answer::Absent)
     }
 
-    /// Replaces the view, as a session was told; `absent` names are remembered as asked and not there.
-    pub fn replace(&self, view: View, absent: impl IntoIterator<Item = ResourceName>) {
+    /// Replaces what is known, as a session was told; `absent` names are remembered as asked and not there.
+    pub fn replace(&self, known: impl Into<Known>, absent: impl IntoIterator<Item = ResourceName>) {
+        let known = known.into();
         {
             let mut names = self.0.names.lock();
-            names.absent.retain(|name| find(&view, name).is_none());
+            names.absent.retain(|name| find(&known.view, name).is_none());
             for name in absent {
                 if names.known.contains(&name) {
                     names.absent.insert(name);
                 }
             }
         }
-        self.0.view.store(Arc::new(view));
+        self.0.known.store(Arc::new(known));
         self.0.changed.send_modify(|count| *count += 1);
     }
 
@@ -229,7 +242,7 @@ mod tests {
         let teller = mesh.clone();
         let told = async {
             tokio::time::sleep(Duration::from_millis(20)).await;
-            teller.replace(view("cart.shop.svc.clusterset.local"), []);
+            teller.replace(Known::from_view(view("cart.shop.svc.clusterset.local")), []);
         };
         let (first, second, ()) = tokio::join!(mesh.resolve(&name), mesh.resolve(&name), told);
         assert!(matches!(first, Answer::Known(_)) && matches!(second, Answer::Known(_)));
@@ -241,9 +254,9 @@ mod tests {
         let mesh = Mesh::default();
         let name = ResourceName::Host("cart.shop.svc.clusterset.local".parse().expect("valid"));
         assert!(matches!(mesh.resolve(&name).await, Answer::Unanswered));
-        mesh.replace(View::default(), [name.clone()]);
+        mesh.replace(Known::default(), [name.clone()]);
         assert!(matches!(mesh.resolve(&name).await, Answer::Absent));
-        mesh.replace(view("cart.shop.svc.clusterset.local"), []);
+        mesh.replace(Known::from_view(view("cart.shop.svc.clusterset.local")), []);
         assert!(matches!(mesh.resolve(&name).await, Answer::Known(_)));
     }
 
@@ -261,7 +274,7 @@ mod tests {
         let scanned: Vec<_> =
             (0..SUBSCRIPTIONS_MAX).map(|n| ResourceName::Address(IpAddr::from((n as u32).to_be_bytes()))).collect();
         scanned.iter().for_each(|name| mesh.want(name));
-        mesh.replace(View::default(), scanned);
+        mesh.replace(Known::default(), scanned);
         let name = ResourceName::Host("cart.shop.svc.clusterset.local".parse().expect("valid"));
         mesh.resolve(&name).await;
         assert_eq!(mesh.wanted(), [name]);
