@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use isthmus_identity::JoinToken;
-use isthmus_identity::tls::pinned_client_config;
-use rustls::pki_types::ServerName;
+use isthmus_identity::tls::{pinned_client_config, refusal, server_name};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
@@ -21,8 +20,6 @@ use crate::failure::{Exit, Failure};
 const ALPN: &[u8] = b"isthmus-join/1";
 /// A connect and a TLS handshake over the worst path worth joining over.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The name in the ClientHello. Gateways are judged by root and SPIFFE id; names say nothing of them.
-const SERVER_NAME: &str = "gateway.isthmus.invalid";
 
 /// A gateway that answered and proved its root.
 pub struct Reached {
@@ -77,9 +74,17 @@ async fn handshake(address: SocketAddr, tls: &TlsConnector) -> Result<(TlsStream
     let started = Instant::now();
     let stream = TcpStream::connect(address).await.map_err(|error| error.to_string())?;
     let connect_time = started.elapsed();
-    let name = ServerName::try_from(SERVER_NAME).map_err(|error| error.to_string())?;
-    let stream = tls.connect(name, stream).await.map_err(|error| format!("TLS: {:#}", innermost(&error)))?;
+    let stream = tls.connect(server_name(), stream).await.map_err(|error| why(&error))?;
     Ok((stream, connect_time))
+}
+
+/// What the verifier refused, in its own words; else what TLS says.
+fn why(error: &std::io::Error) -> String {
+    let tls = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>());
+    match tls.and_then(refusal) {
+        Some(refused) => refused.to_string(),
+        None => format!("TLS: {}", innermost(error)),
+    }
 }
 
 /// gRPC over the one stream at hand.

@@ -107,11 +107,8 @@ fn told_not(demo: &mut Demo, error: &anyhow::Error) -> Failure {
     let logs = demo.mesh.logs();
     let mut causes = error.chain();
     let message = causes.next().map_or_else(String::new, ToString::to_string);
-    let failure = Failure::new(Exit::Failed, format!("the demo could not go on: {message}")).fix(format!(
-        "every process's log is kept in {}; remove {} afterwards",
-        logs.display(),
-        demo.mesh.lab().dir().display()
-    ));
+    let failure = Failure::new(Exit::Failed, format!("the demo could not go on: {message}"))
+        .fix(format!("every process's log is in {} until the next demo starts", logs.display()));
     let rest: Vec<String> = causes.map(ToString::to_string).collect();
     if rest.is_empty() { failure } else { failure.cause(anyhow::anyhow!(rest.join(": "))) }
 }

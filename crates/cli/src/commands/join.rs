@@ -60,12 +60,12 @@ pub async fn run(args: Args, context: &Context) -> Result<(), Failure> {
         return dry_run(&mut client, &args, &token, context).await;
     }
     let (key, csr_der) = pending_key(&state.join("identity"))?;
-    let granted = ask(&mut client, request(&args, &token, csr_der, false)).await?;
+    let granted = ask(&mut client, request(&args, &token, csr_der.clone(), false)).await?;
     let summary = json!({
         "mesh": granted.mesh, "trust_domain": granted.trust_domain, "cluster": token.cluster,
         "cluster_id": granted.cluster_id, "state": state, "peers": granted.peers.len(),
     });
-    save(&state.join("identity"), &token, granted, key)?;
+    save(&state.join("identity"), &token, granted, key, &csr_der)?;
     let config = args.settings.write(&token.cluster, &state)?;
     render::done(&format!("member {} of mesh {}: state in {}", summary["cluster_id"], token.mesh, state.display()));
     let socket = args.settings.socket(&state);
@@ -171,7 +171,7 @@ fn pending_key(identity: &Path) -> Result<(KeyPair, Vec<u8>), Failure> {
 }
 
 /// Checks what was granted against the token, and writes it.
-fn save(identity: &Path, token: &JoinToken, granted: Granted, key: KeyPair) -> Result<(), Failure> {
+fn save(identity: &Path, token: &JoinToken, granted: Granted, key: KeyPair, csr: &[u8]) -> Result<(), Failure> {
     let odd = |what: &str| Failure::new(Exit::Failed, format!("the gateway's grant is not usable: {what}"));
     let certificates = |list: Vec<Vec<u8>>| list.into_iter().map(CertificateDer::from).collect::<Vec<_>>();
     let (chain, roots) = (certificates(granted.chain_der), certificates(granted.roots_der));
@@ -184,8 +184,7 @@ fn save(identity: &Path, token: &JoinToken, granted: Granted, key: KeyPair) -> R
         return Err(odd("no certificate"));
     }
     // A gateway that certified another key would speak for this cluster itself.
-    let proof = b"isthmus join: the key behind the request";
-    if !isthmus_identity::verify_signature(&chain[0], proof, &key.sign(proof)?) {
+    if !isthmus_identity::authority::answers(csr, &chain[0]) {
         return Err(odd("it certifies another key"));
     }
     let mut peers = Vec::new();
@@ -259,9 +258,9 @@ mod tests {
         let dir = tempfile::tempdir().expect("writable");
         let (first, csr) = pending_key(dir.path()).expect("a key");
         let (second, same) = pending_key(dir.path()).expect("the same");
-        assert_eq!((first.to_pem(), csr), (second.to_pem(), same));
+        assert_eq!((first.to_pem(), &csr), (second.to_pem(), &same));
         let (token, granted) = granted(&second);
-        save(dir.path(), &token, granted, second).expect("saved");
+        save(dir.path(), &token, granted, second, &csr).expect("saved");
         assert!(ClusterFiles::exist(dir.path()) && !dir.path().join("pending.key").exists());
     }
 
@@ -270,11 +269,13 @@ mod tests {
         let dir = tempfile::tempdir().expect("writable");
         let (key, other) = (KeyPair::generate().expect("a key"), KeyPair::generate().expect("a key"));
         let (token, grant) = granted(&other);
-        let failure = save(dir.path(), &token, grant, key).expect_err("another key");
+        let csr = key.request().expect("a request");
+        let failure = save(dir.path(), &token, grant, key, &csr).expect_err("another key");
         assert!(failure.to_string().contains("certifies another key"), "{failure}");
         let (mut token, grant) = granted(&other);
         token.root_fingerprint = "sha256:00".into();
-        let failure = save(dir.path(), &token, grant, other).expect_err("another root");
+        let csr = other.request().expect("a request");
+        let failure = save(dir.path(), &token, grant, other, &csr).expect_err("another root");
         assert!(failure.to_string().contains("roots"), "{failure}");
         assert!(!ClusterFiles::exist(dir.path()));
     }
