@@ -26,21 +26,23 @@ fn from_a_token_to_the_first_answer_in_ten_seconds() {
 }
 
 #[test]
-fn a_token_works_once_and_only_for_its_name() {
+fn a_token_works_once_and_only_whole() {
     let scene = Story::new("tokens", env!("CARGO_BIN_EXE_isthmus-sample")).cluster("aws-eu", "eu-west-1/a");
     scene.tell(|story| {
-        story.mesh.add_cluster("edge", "eu-north-1/a")?;
-        story.mesh.join("edge", "aws-eu")?;
-        let again = story.mesh.cli("aws-eu", &["token", "create", "edge"]);
-        let refused = match again {
-            Err(error) => error.to_string(),
-            Ok(token) => {
-                let state = story.mesh.lab().dir().join("second").to_string_lossy().into_owned();
-                let joined = story.mesh.cli("aws-eu", &["join", token.trim(), "--state", &state]);
-                joined.expect_err("a second cluster of the same name").to_string()
-            }
-        };
-        assert!(refused.contains("edge"), "{refused}");
+        let token = story.mesh.cli("aws-eu", &["token", "create", "edge"])?;
+        let token = token.trim();
+        let cut = story.mesh.try_join(&token[..token.len() - 4], "cut").expect_err("a truncated token").to_string();
+        assert!(cut.contains("incomplete"), "{cut}");
+        story.mesh.try_join(token, "first")?;
+        let again = story.mesh.try_join(token, "second").expect_err("a used token").to_string();
+        assert!(again.contains("used already"), "{again}");
+        let revoked = story.mesh.cli("aws-eu", &["token", "create", "lab"])?;
+        let listed = story.mesh.json("aws-eu", &["token", "list"])?;
+        let open = listed["items"].as_array().into_iter().flatten().find(|row| row["state"] == "open");
+        let id = open.and_then(|row| row["id"].as_str()).expect("the new token is open").to_owned();
+        story.mesh.cli("aws-eu", &["token", "revoke", &id])?;
+        let refused = story.mesh.try_join(&revoked, "third").expect_err("a revoked token").to_string();
+        assert!(refused.contains("revoked"), "{refused}");
         Ok(())
     });
 }

@@ -12,6 +12,7 @@
 
 pub mod dns;
 pub mod error;
+pub mod forward;
 pub mod host;
 pub mod lab;
 pub mod ledger;
@@ -29,6 +30,7 @@ pub mod tun;
 pub mod wan;
 
 pub use error::LabError;
+pub use forward::Forward;
 pub use host::Host;
 pub use lab::{Lab, Mode};
 pub use ledger::{Ledger, Verdict};

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use isthmus_lab::{Host, Lab, Mode, PathConfig};
+use isthmus_lab::{Forward, Host, Lab, Mode, PathConfig};
 
 const PORT: u16 = 15443;
 
@@ -159,6 +159,27 @@ fn nothing_of_a_lab_is_seen_in_the_namespace_of_its_maker() {
     assert_eq!(devices(), before);
     drop(lab);
     assert!(!dir.exists());
+}
+
+#[test]
+fn a_door_leads_from_outside_to_a_port_inside() {
+    in_each_mode(|mut lab| {
+        lab.add_cluster("a").unwrap();
+        let host = lab.add_workload("a", "w").unwrap();
+        let inside = host.run(|| TcpListener::bind((host.listen(), 8080))).unwrap().unwrap();
+        let target = SocketAddr::new(host.local(), 8080);
+        let door = Forward::open(SocketAddr::from(([127, 0, 0, 1], 0)), &host, target).unwrap();
+        let mut client = TcpStream::connect(door.address()).unwrap();
+        client.write_all(b"hello").unwrap();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        let (mut server, _) = inside.accept().unwrap();
+        let mut text = String::new();
+        server.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello");
+        let address = door.address();
+        drop(door);
+        assert!(TcpStream::connect(address).is_err());
+    });
 }
 
 /// Runs a command on a host; `None` (and a word) if it is not installed.

@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
 use super::{Mesh, MeshError, READY_WITHIN, unknown, write};
@@ -12,7 +12,7 @@ use crate::{Host, Mode, Probe, Process, Program, relay::PORT};
 #[derive(Debug)]
 pub(super) struct Place {
     pub(super) host: Host,
-    pub(super) state: PathBuf,
+    state: PathBuf,
     number: usize,
     dashboard: SocketAddr,
 }
@@ -26,8 +26,21 @@ pub(super) struct Replica {
 
 impl Place {
     /// Where other clusters reach it.
-    pub(super) fn advertise(&self) -> String {
+    fn advertise(&self) -> String {
         SocketAddr::new(self.host.public().unwrap_or(self.host.local()), PORT).to_string()
+    }
+
+    /// What `init` and `join` are told about it.
+    pub(super) fn settings(&self, locality: &str) -> Vec<String> {
+        let flags = [
+            ("--state", self.state.display().to_string()),
+            ("--advertise", self.advertise()),
+            ("--locality", locality.to_owned()),
+            ("--listen", self.host.listen().to_string()),
+            ("--dashboard", self.dashboard.to_string()),
+            ("--socket", self.socket().display().to_string()),
+        ];
+        flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
     }
 
     fn config(&self) -> PathBuf {
@@ -71,9 +84,9 @@ impl Mesh {
 
     /// Starts a replica; the first from what `init` or `join` wrote, the others from that of the first.
     pub(super) fn start_gateway(&mut self, cluster: &str, place: Place) -> Result<(), MeshError> {
-        match place.number {
-            0 => adapt_first(&place)?,
-            _ => self.write_replica(cluster, &place)?,
+        // The first starts from what `init` or `join` wrote.
+        if place.number > 0 {
+            self.write_replica(cluster, &place)?;
         }
         let config = place.config();
         let name = format!("{cluster}-gateway-{}", place.number);
@@ -99,27 +112,12 @@ impl Mesh {
             format!("member: {}", first.session()),
             format!("locality: {:?}", self.cluster(cluster)?.locality),
             format!("advertise: [{:?}]", place.advertise()),
+            format!("listen: {}", place.host.listen()),
+            format!("dashboard: \"{}\"", place.dashboard),
+            format!("socket: {}", place.socket().display()),
         ];
-        write(&place.config(), &(lines.join("\n") + "\n" + &own_lines(place)))
+        write(&place.config(), &(lines.join("\n") + "\n"))
     }
-}
-
-/// `init` and `join` write the config of a machine of its own; in a lab it is told its addresses.
-fn adapt_first(place: &Place) -> Result<(), MeshError> {
-    let path = place.config();
-    let written = read(&path)?;
-    let is_ours = |line: &&str| !OWN_KEYS.iter().any(|key| line.starts_with(key));
-    let kept: Vec<&str> = written.lines().filter(is_ours).collect();
-    write(&path, &(kept.join("\n") + "\n" + &own_lines(place)))
-}
-
-fn own_lines(place: &Place) -> String {
-    let (listen, dashboard, socket) = (place.host.listen(), place.dashboard, place.socket());
-    format!("listen: {listen}\ndashboard: \"{dashboard}\"\nsocket: {}\n", socket.display())
-}
-
-fn read(path: &Path) -> Result<String, MeshError> {
-    std::fs::read_to_string(path).map_err(|source| MeshError::File { path: path.to_owned(), source })
 }
 
 impl Mode {
@@ -129,7 +127,6 @@ impl Mode {
     }
 }
 
-const OWN_KEYS: [&str; 3] = ["listen:", "dashboard:", "socket:"];
 const SESSION_PORT: u16 = 15012;
 const HEALTH_PORT: u16 = 15021;
 const DASHBOARD_PORT: u16 = 15080;

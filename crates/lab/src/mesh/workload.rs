@@ -6,8 +6,6 @@ use std::{
     path::PathBuf,
 };
 
-use isthmus_identity::WorkloadToken;
-
 use super::{LEDGERS, Mesh, MeshError, READY_WITHIN, make_dir, unknown, write};
 use crate::{Host, Load, Mode, Probe, Process, Program, dns, sample::SampleConfig};
 
@@ -168,8 +166,7 @@ impl Mesh {
         make_dir(&dir)?;
         let account = format!("ns/{}/sa/{}", spec.namespace, spec.account());
         let token = self.cli(&spec.cluster, &["token", "create", "--workload", &account])?;
-        let root = WorkloadToken::decode(&token).map_err(MeshError::Token)?.root_fingerprint;
-        let files = [("token", token), ("proxy.yaml", self.sidecar_config(spec, host, admin_port, &root)?)];
+        let files = [("token", token), ("proxy.yaml", self.sidecar_config(spec, host, admin_port)?)];
         let mut owned = vec![dir.clone()];
         for (name, content) in files {
             write(&dir.join(name), &content)?;
@@ -188,7 +185,7 @@ impl Mesh {
         Ok((process, capture))
     }
 
-    fn sidecar_config(&self, spec: &WorkloadSpec, host: &Host, admin: u16, root: &str) -> Result<String, MeshError> {
+    fn sidecar_config(&self, spec: &WorkloadSpec, host: &Host, admin: u16) -> Result<String, MeshError> {
         let cluster = self.cluster(&spec.cluster)?;
         let gateways: Vec<String> = cluster.replicas.iter().map(|replica| replica.session().to_string()).collect();
         let mut labels = format!("app: {}", spec.account());
@@ -205,6 +202,7 @@ impl Mesh {
              advertise: {local}\nlocality: {locality:?}\ncapture: {capture}\nports: {{admin: {admin}}}\nworkload:\n  \
              namespace: {namespace}\n  name: {name}\n  service_account: {account}\n  labels: {{{labels}}}\n  \
              ports: {ports}\n  address: {address}\n",
+            root = self.root,
             listen = host.listen(),
             local = host.local(),
             locality = cluster.locality,
