@@ -46,6 +46,15 @@ impl Failure {
         self
     }
 
+    /// A chain of errors: the first is what happened, the others are its causes.
+    pub fn from_chain(exit: Exit, error: &anyhow::Error) -> Self {
+        let mut chain = error.chain().map(ToString::to_string);
+        let message = chain.next().unwrap_or_default();
+        let causes: Vec<String> = chain.collect();
+        let cause = (!causes.is_empty()).then(|| anyhow::anyhow!(causes.join("\n  cause: ")));
+        Self { exit, message, fix: None, cause }
+    }
+
     /// The process's exit code.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.exit as u8)

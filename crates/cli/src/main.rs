@@ -16,7 +16,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    apply, completion, dashboard, demo as demo_command, export, get, init, join, sample, status, token, version,
+    apply, completion, dashboard, demo as demo_command, export, gateway, get, init, join, sample, status, token,
+    version,
 };
 use crate::context::Context;
 use crate::failure::Failure;
@@ -47,6 +48,8 @@ enum Commands {
     Init(init::Args),
     /// Make this cluster a member of a mesh
     Join(join::Args),
+    /// Run a gateway
+    Gateway(gateway::Args),
     /// Make and revoke join tokens and workload tokens
     #[command(subcommand)]
     Token(token::Args),
@@ -86,6 +89,7 @@ fn run(command: Commands, context: &Context) -> Result<(), Failure> {
         Commands::Demo(args) => demo_command::run(&args, context)?,
         Commands::Sample(args) => sample::run(args)?,
         Commands::Init(args) => init::run(&args, context)?,
+        Commands::Gateway(args) => gateway::run(args)?,
         Commands::Join(args) => block_on(join::run(args, context))?,
         Commands::Version => version::run(context),
         Commands::Completion(args) => completion::run(&args),

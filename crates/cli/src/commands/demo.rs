@@ -4,15 +4,15 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Instant;
 
-use isthmus_lab::Mode;
 use isthmus_lab::mesh::Capture;
+use isthmus_lab::{Forward, Mode};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::context::Context;
 use crate::demo::report::{Teller, shown};
 use crate::demo::scene::{AWS, Demo, Stopped};
-use crate::demo::{forward, steps};
+use crate::demo::steps;
 use crate::failure::{Exit, Failure};
 use crate::render;
 
@@ -43,12 +43,14 @@ pub fn run(args: &Args, context: &Context) -> Result<(), Failure> {
     teller.say(&format!("   {}", how(mode, limitation.as_deref())));
     let mut demo = Demo::new(mode, stop.clone()).map_err(|error| Failure::new(Exit::Failed, error.to_string()))?;
     let told = steps::story(&mut demo, &mut teller, begun);
-    let dashboard = match told {
-        Ok(()) => finish(&mut demo, &teller, args, context, begun)?,
+    match told {
+        Ok(()) => {}
         Err(_) if stop.is_cancelled() => return Ok(()),
         Err(error) if error.is::<Stopped>() => return Ok(()),
-        Err(error) => return Err(told_not(&mut demo, &error)),
-    };
+        Err(error) => return Err(told_not(&mut demo, error)),
+    }
+    let (dashboard, _door) = open_dashboard(&mut demo)?;
+    finish(&mut demo, &teller, args, context, &dashboard, begun)?;
     if args.check {
         return match teller.all_held() {
             true => Ok(()),
@@ -62,9 +64,14 @@ pub fn run(args: &Args, context: &Context) -> Result<(), Failure> {
 }
 
 /// Ends the story: the object for machines, or what people can do now.
-fn finish(demo: &mut Demo, teller: &Teller, args: &Args, context: &Context, begun: Instant) -> Result<String, Failure> {
-    let gateway = demo.mesh.gateway(AWS.0, 0)?.host().clone();
-    let dashboard = format!("http://{}", forward::dashboard(&gateway, demo.mesh.dashboard(AWS.0)?)?);
+fn finish(
+    demo: &mut Demo,
+    teller: &Teller,
+    args: &Args,
+    context: &Context,
+    dashboard: &str,
+    begun: Instant,
+) -> Result<(), Failure> {
     let socket = format!("unix:{}", demo.mesh.socket(AWS.0)?.display());
     let by_hand = demo.by_hand(AWS.0)?;
     if context.json() {
@@ -73,7 +80,7 @@ fn finish(demo: &mut Demo, teller: &Teller, args: &Args, context: &Context, begu
             "dashboard": dashboard, "gateway": socket, "call": by_hand,
         });
         render::print_object("Demo", &value);
-        return Ok(dashboard);
+        return Ok(());
     }
     let count = teller.steps().len();
     let held = teller.steps().iter().filter(|step| step.held).count();
@@ -82,7 +89,20 @@ fn finish(demo: &mut Demo, teller: &Teller, args: &Args, context: &Context, begu
         teller.say(&format!("\nTry   {by_hand}"));
         teller.say(&format!("      export ISTHMUS_GATEWAY={socket}; isthmus status; isthmus get services"));
     }
-    Ok(dashboard)
+    Ok(())
+}
+
+/// Where the dashboard can be opened from here, and the door that leads there.
+fn open_dashboard(demo: &mut Demo) -> Result<(String, Option<Forward>), Failure> {
+    let inside = demo.mesh.dashboard(AWS.0)?;
+    let host = demo.mesh.gateway(AWS.0, 0)?.host().clone();
+    if host.netns().is_none() {
+        return Ok((format!("http://{inside}"), None));
+    }
+    // The usual port if it is free: people keep the tab open from one demo to the next.
+    let open = |port| Forward::open(([127, 0, 0, 1], port).into(), &host, inside);
+    let door = open(inside.port()).or_else(|_| open(0))?;
+    Ok((format!("http://{}", door.address()), Some(door)))
 }
 
 fn how(mode: Mode, limitation: Option<&str>) -> String {
@@ -102,15 +122,11 @@ fn how(mode: Mode, limitation: Option<&str>) -> String {
 }
 
 /// What kept the story from being told; the logs stay, to be read.
-fn told_not(demo: &mut Demo, error: &anyhow::Error) -> Failure {
+fn told_not(demo: &mut Demo, error: anyhow::Error) -> Failure {
     demo.mesh.lab_mut().keep_dir();
     let logs = demo.mesh.logs();
-    let mut causes = error.chain();
-    let message = causes.next().map_or_else(String::new, ToString::to_string);
-    let failure = Failure::new(Exit::Failed, format!("the demo could not go on: {message}"))
-        .fix(format!("every process's log is in {} until the next demo starts", logs.display()));
-    let rest: Vec<String> = causes.map(ToString::to_string).collect();
-    if rest.is_empty() { failure } else { failure.cause(anyhow::anyhow!(rest.join(": "))) }
+    let fix = format!("every process's log is in {} until the next demo starts", logs.display());
+    Failure::from_chain(Exit::Failed, &error.context("the demo could not go on")).fix(fix)
 }
 
 /// SIGINT and SIGTERM as a token: everything is taken down in order, by owners that are dropped.

@@ -6,7 +6,6 @@
 //!
 //! [`scene`] says who is there, [`steps`] what happens and what must hold, [`report`] how it is told.
 
-pub mod forward;
 pub mod report;
 pub mod scene;
 pub mod steps;
