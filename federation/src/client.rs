@@ -111,6 +111,7 @@ impl MemberHandle {
         }
         match result.error.as_str() {
             "" | "refused" => Ok(result),
+            "last_voter" => Err(ProposeError::LastVoter),
             "malformed" => Err(ProposeError::Malformed(result.message)),
             _ => Err(ProposeError::NoLeader),
         }

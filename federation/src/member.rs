@@ -96,6 +96,11 @@ pub enum ProposeError {
     /// Sent, but no answer came in time: it may yet be applied; the same entry may be proposed again.
     #[error("no answer within {0:?}; proposing the same entry again is safe")]
     Timeout(Duration),
+    /// The only voter cannot leave.
+    #[error(
+        "this cluster holds the registry's only vote and no other cluster has caught up yet; see `isthmus status`, and try again when another one follows"
+    )]
+    LastVoter,
     /// Too much waits already.
     #[error("the registry's queue is full ({QUEUE_MAX} requests); try again in a second")]
     Busy,
@@ -113,6 +118,7 @@ impl ProposeError {
         match self {
             Self::NoLeader => "no_leader",
             Self::Timeout(_) => "timeout",
+            Self::LastVoter => "last_voter",
             Self::Busy => "busy",
             Self::Stopped(_) => "stopped",
             Self::Malformed(_) => "malformed",

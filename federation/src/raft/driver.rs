@@ -12,7 +12,7 @@ mod apply;
 mod follow;
 mod members;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use isthmus_model::ClusterId;
@@ -102,6 +102,8 @@ pub struct Driver<S> {
     /// Hash chain and group by position, as far back as the log goes: what followers are served from.
     hashes: BTreeMap<u64, Fingerprint>,
     groups: BTreeMap<u64, ConfState>,
+    /// Clusters that are about to leave the mesh, until when: they get no vote meanwhile.
+    leaving: BTreeMap<u64, u64>,
     /// Highest commit seen on a follow stream.
     followed_commit: u64,
     failed: Option<String>,
@@ -141,6 +143,7 @@ impl<S: Store> Driver<S> {
             heard: BTreeMap::new(),
             hashes: BTreeMap::new(),
             groups: BTreeMap::new(),
+            leaving: BTreeMap::new(),
             followed_commit: 0,
             failed: None,
             store,
@@ -179,6 +182,8 @@ impl<S: Store> Driver<S> {
             self.tend_group();
             self.leave_if_removed();
         }
+        let ticks = self.ticks;
+        self.leaving.retain(|_, until| *until > ticks);
         self.expire();
     }
 
@@ -237,26 +242,25 @@ impl<S: Store> Driver<S> {
         Ok(())
     }
 
-    /// Former members are refused; clusters that this member has not heard of yet are taken on the link's
-    /// word while it is outside the group, since its registry may lag.
+    /// Former members are refused, unless the group has yet to learn it. A cluster that this member has not
+    /// heard of is taken on the link's word: it may have joined, and lead, while this one was away.
     fn may_speak(&self, link: ClusterId) -> Result<(), FrameError> {
         let registry = self.machine.registry();
-        let known = registry.cluster_by_id(link).is_some();
-        let in_group = match &self.part {
-            Part::Group(node) => group::contains(node.conf_state(), u64::from(link.0)),
-            _ => !registry.gone.contains_key(&link),
-        };
-        // A fresh learner's registry is empty until its first snapshot or entries.
-        if known || in_group || registry.mesh.is_none() {
+        let left = registry.gone.contains_key(&link) && registry.cluster_by_id(link).is_none();
+        let in_group = matches!(&self.part, Part::Group(node) if group::contains(node.conf_state(), u64::from(link.0)));
+        if !left || in_group {
             return Ok(());
         }
-        Err(FrameError { from: link, reason: "not_member", detail: format!("cluster {link} is not in the mesh") })
+        Err(FrameError { from: link, reason: "not_member", detail: format!("cluster {link} has left the mesh") })
     }
 
     /// Proposes an entry; the end comes as [`Output::Proposed`].
     pub fn propose(&mut self, request: RequestId, entry: &SignedEntry) {
         if let Some(why) = self.failed.clone() {
             return self.outputs.push_back(Output::Proposed(request, Err(ProposeError::Stopped(why))));
+        }
+        if let Err(error) = self.make_way(entry) {
+            return self.outputs.push_back(Output::Proposed(request, Err(error)));
         }
         let stamped = Stamped { unix_s: self.unix_s, entry: entry.to_bytes() }.to_bytes();
         self.next_context = self.next_context.wrapping_add(1);
@@ -296,12 +300,14 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// Hands the lead to the voter that is furthest, if this member leads.
+    /// Hands the lead to the voter that is furthest and still in the mesh, if this member leads.
     pub fn transfer_leader(&mut self) {
         let me = u64::from(self.setup.id.0);
+        let members: BTreeSet<u64> = self.machine.registry().clusters.values().map(|c| u64::from(c.id.0)).collect();
         let Part::Group(node) = &mut self.part else { return };
         let voters = node.conf_state().voters.clone();
-        let others = voters.into_iter().filter(|id| *id != me);
+        let others =
+            voters.into_iter().filter(|id| *id != me && members.contains(id) && !self.leaving.contains_key(id));
         let alive = |id: &u64| node.progress(*id).filter(|(_, active)| *active).map(|(matched, _)| (matched, *id));
         if node.leads()
             && let Some((_, to)) = others.filter_map(|id| alive(&id)).max()

@@ -6,7 +6,7 @@
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot, SnapshotMetadata};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 
-use super::group::founding;
+use super::group::{contains, founding};
 use crate::store::Loaded;
 
 /// Entries since the last snapshot, and that snapshot.
@@ -199,9 +199,9 @@ impl Storage for Log {
         Ok(self.last())
     }
 
-    fn snapshot(&self, request_index: u64, _to: u64) -> raft::Result<Snapshot> {
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
         let index = self.snapshot_index();
-        if index == 0 || index < request_index {
+        if index == 0 || index < request_index || !contains(self.snapshot_group(), to) {
             // The driver writes one at its next turn, and raft asks again.
             return Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable));
         }

@@ -274,8 +274,9 @@ impl Node {
         self.raw.raft.raft_log.last_index()
     }
 
-    /// The term of an entry in the log.
+    /// The term of an entry in the log; `None` if it is compacted away or not there yet.
     pub fn term_at(&self, index: u64) -> Option<u64> {
-        self.raw.raft.raft_log.term(index).ok()
+        // The library answers 0 outside its range.
+        self.raw.raft.raft_log.term(index).ok().filter(|term| *term != 0)
     }
 }

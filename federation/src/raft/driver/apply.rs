@@ -6,6 +6,7 @@ use super::{Driver, Output, Part};
 use crate::machine::{Machine, Refusal};
 use crate::member::Committed;
 use crate::raft::batch::Released;
+use crate::raft::group::contains;
 use crate::raft::snapshot;
 use crate::store::{Persist, Store};
 
@@ -99,10 +100,14 @@ impl<S: Store> Driver<S> {
         let last = log.snapshot_now().metadata.as_ref().map_or(0, |meta| meta.index);
         let grown = applied.saturating_sub(last) as usize;
         let (_, bytes) = log.size();
-        if grown < self.setup.snapshot_entries && (bytes < super::SNAPSHOT_BYTES || grown < 64) {
+        let group = log.conf_state().clone();
+        // The library ignores a snapshot whose group does not name its receiver: whoever was taken in since
+        // the last one could never catch up by it.
+        let known = log.snapshot_group();
+        let newcomer = last > 0 && group.voters.iter().chain(&group.learners).any(|id| !contains(known, *id));
+        if grown < self.setup.snapshot_entries && (bytes < super::SNAPSHOT_BYTES || grown < 64) && !newcomer {
             return;
         }
-        let group = log.conf_state().clone();
         // Never inside a joint change: such a group cannot be checked by who receives it.
         if !group.voters_outgoing.is_empty() || group.voters.is_empty() {
             return;

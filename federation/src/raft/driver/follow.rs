@@ -13,7 +13,8 @@ use super::{Driver, Part};
 use crate::der::Fingerprint;
 use crate::machine::Machine;
 use crate::member::FrameError;
-use crate::raft::group::{GroupTracker, contains};
+use crate::raft::group::GroupTracker;
+use crate::raft::log::Log;
 use crate::raft::{snapshot, transport};
 use crate::store::{Persist, Store};
 
@@ -44,11 +45,30 @@ impl<S: Store> Driver<S> {
         let known = self.hashes.get(&last).is_some_and(|hash| hash.0[..] == request.last_hash[..]);
         let high = applied.min(last.saturating_add(FRAME_ENTRIES)) + 1;
         let slice = known.then(|| log.slice(last + 1, high, FRAME_BYTES)).flatten();
-        let frame = match slice {
-            Some(entries) if !entries.is_empty() => follow_frame::Frame::Entries(self.entries_frame(entries, applied)?),
-            _ => follow_frame::Frame::Snapshot(snapshot_frame(log.snapshot_now(), self.machine.registry())?),
+        match slice {
+            Some(entries) if !entries.is_empty() => {
+                let frame = follow_frame::Frame::Entries(self.entries_frame(entries, applied)?);
+                Some(FollowFrame { frame: Some(frame) })
+            }
+            _ => self.snapshot_frame(log),
+        }
+    }
+
+    /// The present state, whole. None inside a joint change, which lasts for a round trip.
+    fn snapshot_frame(&self, log: &Log) -> Option<FollowFrame> {
+        let registry = self.machine.registry();
+        let group = log.conf_state().clone();
+        transport::check_group(&group).ok()?;
+        let taken = SnapshotFrame {
+            index: registry.index,
+            term: log.term_at(registry.index)?,
+            hash: registry.hash.0.to_vec(),
+            data: snapshot::pack(registry).ok()?,
+            last: true,
+            voters: group.voters,
+            learners: group.learners,
         };
-        Some(FollowFrame { frame: Some(frame) })
+        Some(FollowFrame { frame: Some(follow_frame::Frame::Snapshot(taken)) })
     }
 
     fn entries_frame(&self, entries: &[Entry], applied: u64) -> Option<Entries> {
@@ -74,13 +94,27 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    /// A member of the group has a log of its own; it takes a follow frame only to learn of its removal.
-    fn may_follow(&mut self, group: &ConfState) -> bool {
-        let me = u64::from(self.setup.id.0);
-        if matches!(self.part, Part::Group(_)) && !self.leads() && !contains(group, me) {
+    /// A member of the group learns from its leader. Only one that has had none for long takes follow
+    /// frames: it may have been removed while it was away, or a leader may have gone without telling it
+    /// what was committed. Stepping out of the group and back is a restart that knows more: term, vote and
+    /// everything that was acknowledged stay.
+    fn may_follow(&mut self) -> bool {
+        if matches!(self.part, Part::Group(_)) && !self.leads() && self.status().wants_follow {
             self.leave_group();
         }
         matches!(self.part, Part::Follower(..))
+    }
+
+    /// A follower that finds itself a voter takes its place, once it knows all that the other side does.
+    fn return_to_group(&mut self, commit: u64) {
+        let me = u64::from(self.setup.id.0);
+        let Part::Follower(log, _) = &self.part else { return };
+        let group = log.conf_state();
+        let votes = group.voters.contains(&me) || group.voters_outgoing.contains(&me);
+        if votes && self.machine.registry().index >= commit {
+            self.leaderless_since = self.ticks;
+            self.enter_group();
+        }
     }
 
     fn followed_entries(&mut self, link: ClusterId, frame: Entries) -> Result<(), FrameError> {
@@ -96,30 +130,30 @@ impl<S: Store> Driver<S> {
         if hash.0[..] != frame.hash[..] {
             return refuse("hash", format!("the hash chain breaks between {applied} and {}", frame.commit));
         }
-        if let Part::Group(node) = &self.part {
-            let mut tracker = GroupTracker::replay(node.log(), applied);
-            entries.iter().for_each(|entry| drop(tracker.apply(entry)));
-            if !self.may_follow(&tracker.group()) {
-                return Ok(());
-            }
+        if self.may_follow() {
+            self.take_entries(&entries, frame.commit);
+            self.return_to_group(frame.commit);
         }
-        self.take_entries(&entries, frame.commit);
         Ok(())
     }
 
     fn take_entries(&mut self, entries: &[Entry], commit: u64) {
         let Part::Follower(log, _) = &mut self.part else { return };
         let Some(last) = entries.last() else { return };
+        // What the log holds already stays, and so does what comes after it: as a voter, this cluster may
+        // have promised it. Only an entry that contradicts a committed one goes, with all after it.
+        let held = entries.iter().take_while(|entry| log.term_at(entry.index) == Some(entry.term)).count();
+        let new = &entries[held..];
         let mut hard_state = log.hard_state().clone();
         if last.term > hard_state.term {
             hard_state = HardState { term: last.term, vote: 0, commit: hard_state.commit };
         }
         hard_state.commit = hard_state.commit.max(last.index);
-        let persist = Persist { entries: entries.to_vec(), hard_state: Some(hard_state.clone()), ..Persist::default() };
+        let persist = Persist { entries: new.to_vec(), hard_state: Some(hard_state.clone()), ..Persist::default() };
         if let Err(error) = self.store.write(&persist) {
             return self.fail(&error);
         }
-        log.append(entries);
+        log.append(new);
         log.set_hard_state(hard_state);
         self.followed_commit = self.followed_commit.max(commit);
         for entry in entries {
@@ -145,11 +179,22 @@ impl<S: Store> Driver<S> {
         if registry.mesh.as_ref().is_none_or(|mesh| mesh.name != self.setup.mesh) {
             return refuse("mesh", "a snapshot of another mesh".into());
         }
-        if !self.may_follow(&group) {
+        if !self.may_follow() {
+            return Ok(());
+        }
+        let index = frame.index;
+        if let Part::Follower(log, _) = &self.part
+            && log.term_at(index) == Some(frame.term)
+        {
+            // This log reaches that far: the snapshot only says that it is committed.
+            let entries = log.slice(applied + 1, index + 1, u64::MAX).map(<[Entry]>::to_vec).unwrap_or_default();
+            self.take_entries(&entries, index);
+            self.return_to_group(index);
             return Ok(());
         }
         let metadata = SnapshotMetadata { conf_state: Some(group), index: frame.index, term: frame.term };
         self.take_snapshot(Snapshot { data: frame.data, metadata: Some(metadata) }, registry);
+        self.return_to_group(index);
         Ok(())
     }
 
@@ -203,21 +248,4 @@ fn decode(frame: &Entries, from: Fingerprint) -> Result<(Vec<Entry>, Fingerprint
         true => Err("no entries".into()),
         false => Ok((entries, hash)),
     }
-}
-
-/// The last snapshot, or the present state if none was taken or it lies behind.
-fn snapshot_frame(last: &Snapshot, registry: &crate::registry::Registry) -> Option<SnapshotFrame> {
-    let meta = last.metadata.as_ref().filter(|meta| meta.index > 0)?;
-    let at = snapshot::unpack(&last.data).ok()?;
-    debug_assert!(at.index <= registry.index);
-    let group = meta.conf_state.clone().unwrap_or_default();
-    Some(SnapshotFrame {
-        index: meta.index,
-        term: meta.term,
-        hash: at.hash.0.to_vec(),
-        data: last.data.clone(),
-        last: true,
-        voters: group.voters,
-        learners: group.learners,
-    })
 }

@@ -5,22 +5,28 @@ use std::collections::BTreeSet;
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
 
 use super::{Driver, Part};
+use crate::command::{Command, SignedEntry, Stamped, Writer};
+use crate::member::ProposeError;
 use crate::membership::{Candidate, Change, Group, next};
 use crate::raft::group::{GroupTracker, contains};
 use crate::store::{Persist, Store};
 
+/// How long a vote is kept from a cluster that wants to leave: the proposer asks again within it.
+const LEAVING_TICKS: u64 = 100;
 /// A learner this close to the leader's commit has caught up.
 const CAUGHT_UP_ENTRIES: u64 = 64;
 
 impl<S: Store> Driver<S> {
     /// The leader's look at the group: leaves a joint change that nobody left, else proposes the next.
     pub(super) fn tend_group(&mut self) {
-        if self.leads()
-            && self.machine.registry().mesh.is_some()
-            && self.machine.registry().cluster_by_id(self.setup.id).is_none()
-        {
-            // This cluster has left the mesh: another voter leads its removal.
-            self.transfer_leader();
+        let registry = self.machine.registry();
+        let me = u64::from(self.setup.id.0);
+        let gone = registry.mesh.is_some() && registry.cluster_by_id(self.setup.id).is_none();
+        let left = gone || self.leaving.contains_key(&me);
+        if left && self.leads() && self.ticks.is_multiple_of(2 * super::GROUP_TICKS) {
+            // This cluster leaves the mesh: better that another voter leads its removal. Every second look
+            // only, since a transfer that hangs blocks the removal that this leader could do itself.
+            return self.transfer_leader();
         }
         let Some(change) = self.next_change() else { return };
         if let Part::Group(node) = &mut self.part {
@@ -65,7 +71,43 @@ impl<S: Store> Driver<S> {
                 silent_ms: if id == me { 0 } else { (self.ticks - heard) * self.setup.tick_ms },
             }
         };
-        self.machine.registry().clusters.values().map(|record| of(record)).collect()
+        let stays = |candidate: &Candidate| !self.leaving.contains_key(&candidate.id);
+        self.machine.registry().clusters.values().map(|record| of(record)).filter(stays).collect()
+    }
+
+    /// A voter gives up its vote before it leaves the mesh. The other way round, links to it would be
+    /// refused while the group still counts on it, and a mesh whose only voter left could never write
+    /// again. Until that is done the entry waits outside the log, and its proposer asks again.
+    pub(super) fn make_way(&mut self, entry: &SignedEntry) -> Result<(), ProposeError> {
+        let Some(id) = self.departing(entry) else { return Ok(()) };
+        let Part::Group(node) = &self.part else { return Ok(()) };
+        let state = node.conf_state();
+        if !node.leads() || !(state.voters.contains(&id) || state.voters_outgoing.contains(&id)) {
+            return Ok(());
+        }
+        let others = |candidate: &Candidate| candidate.id != id && candidate.caught_up;
+        if state.voters == [id] && !self.candidates(node.committed()).iter().any(others) {
+            return Err(ProposeError::LastVoter);
+        }
+        self.leaving.insert(id, self.ticks + LEAVING_TICKS);
+        self.tend_group();
+        Err(ProposeError::NoLeader)
+    }
+
+    /// The cluster that `entry` takes out of the mesh, if it would be applied.
+    fn departing(&self, entry: &SignedEntry) -> Option<u64> {
+        let payload = entry.payload().ok()?;
+        let name = match (payload.command, entry.writer().ok()?) {
+            (Command::Leave {}, Writer::Cluster(name)) => name,
+            (Command::Evict { cluster, .. }, Writer::Operator(_)) => cluster,
+            _ => return None,
+        };
+        let registry = self.machine.registry();
+        let record = registry.clusters.get(&name)?;
+        // A rehearsal on a copy: a forged entry must not move anybody's vote.
+        let stamped = Stamped { unix_s: self.unix_s, entry: entry.to_bytes() }.to_bytes();
+        self.machine.clone().apply(registry.index + 1, &stamped).ok()?;
+        Some(u64::from(record.id.0))
     }
 
     /// A leader speaks to a cluster outside the group: it has been taken in.
