@@ -150,7 +150,9 @@ fn what_the_workload_dials_reaches_the_sidecar_and_the_sidecars_own_packets_pass
     .expect("runs");
     is_ready.recv_timeout(WAIT).expect("listens");
     let mut heard = String::new();
-    connect("10.77.0.1:443").expect("reachable").read_to_string(&mut heard).expect("answers");
+    let mut stream = connect("10.77.0.1:443").expect("reachable");
+    stream.set_read_timeout(Some(WAIT)).expect("a socket");
+    stream.read_to_string(&mut heard).expect("the neighbour answers, not our own port");
     assert_eq!(heard, "neighbour");
 
     // The workload's calls to itself, and what is excluded, stay out of it.
