@@ -361,7 +361,7 @@ fn first_entry(
         chain: authority.chain().iter().map(|der| Der(der.to_vec())).collect(),
         facts: own,
     };
-    SignedEntry::sign(&Writer::Cluster(facts.cluster.clone()), &facts.mesh, 1, command, signer)
+    SignedEntry::sign(&Writer::Cluster(facts.cluster.clone()), &facts.mesh, now_unix_s() * 1_000_000, command, signer)
 }
 
 fn replicas(config: &GatewayConfig) -> Replicas {
