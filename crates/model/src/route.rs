@@ -39,6 +39,8 @@ pub enum StringMatch {
     Exact(String),
     /// Starts with.
     Prefix(String),
+    /// Ends with.
+    Suffix(String),
     /// RE2 expression that matches the whole text.
     Regex(String),
     /// The header or parameter exists.

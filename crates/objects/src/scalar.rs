@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use isthmus_model::service::{Labels, Protocol};
-use isthmus_model::{Host, Namespace};
+use isthmus_model::{Host, Namespace, ServiceName};
 
 use crate::fields::{Fields, Item};
 use crate::report::{Problem, READ_AS, Report};
@@ -105,6 +105,15 @@ pub(crate) fn address(item: &Item<'_>, report: &mut Report) -> Option<String> {
             );
             None
         }
+    }
+}
+
+/// A port's name: refused if it is not a label of letters, digits and '-'.
+pub(crate) fn check_port_name(item: &Item<'_>, name: &str, report: &mut Report) {
+    if name.to_ascii_lowercase().parse::<ServiceName>().is_err() {
+        let message = format!("{:?} is not a port name", name.chars().take(64).collect::<String>());
+        let fix = "use 1-63 letters, digits and '-', starting and ending with a letter or digit";
+        item.refuse(report, Problem::Impossible, message, fix);
     }
 }
 

@@ -8,7 +8,7 @@ use isthmus_model::service::{Protocol, Service, ServicePort};
 use crate::document::Metadata;
 use crate::fields::{Fields, Item};
 use crate::report::{Problem, READ_AS, Report};
-use crate::scalar::{PROTOCOL_WORDS, labels, protocol, protocol_of_name};
+use crate::scalar::{PROTOCOL_WORDS, check_port_name, labels, protocol, protocol_of_name};
 use crate::tree::Value;
 
 /// What the API server or kube-proxy does with a service, and the mesh does not.
@@ -86,7 +86,7 @@ fn only(spec: &mut Fields<'_>, name: &'static str, default: &str, report: &mut R
 
 fn read_port(item: &Item<'_>, name_needed: bool, report: &mut Report) -> Option<ServicePort> {
     let mut fields = item.fields(report)?;
-    let name = fields.take("name").and_then(|item| item.text(report)).unwrap_or_default().to_owned();
+    let name = fields.take("name").map(|item| port_name(&item, report)).unwrap_or_default();
     if name.is_empty() && name_needed {
         fields.missing("name", report, "name every port of a service that has several");
     }
@@ -107,6 +107,15 @@ fn read_port(item: &Item<'_>, name_needed: bool, report: &mut Report) -> Option<
     let number = number?;
     let spoken = if udp { Protocol::Udp } else { said.or_else(|| protocol_of_name(&name)).unwrap_or_default() };
     Some(ServicePort { number, name, protocol: spoken, target: target.unwrap_or(number) })
+}
+
+/// A port's name as written; refused if it cannot be one.
+pub(crate) fn port_name(item: &Item<'_>, report: &mut Report) -> String {
+    let name = item.text(report).unwrap_or_default();
+    if !name.is_empty() {
+        check_port_name(item, name, report);
+    }
+    name.to_owned()
 }
 
 /// `appProtocol` as Istio and Kubernetes name it; a word of somebody else's leaves the port to be detected.

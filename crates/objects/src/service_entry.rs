@@ -11,7 +11,7 @@ use crate::document::Metadata;
 use crate::fields::{Fields, Item};
 use crate::report::{Problem, READ_AS, Report};
 use crate::scalar::{PROTOCOL_WORDS, export_to, labels, protocol, protocol_of_name};
-use crate::service::refuse_repeated;
+use crate::service::{port_name, refuse_repeated};
 use crate::workload::read_endpoint;
 
 /// Reads a service entry.
@@ -29,8 +29,8 @@ pub(crate) fn read(metadata: &Metadata<'_>, mut spec: Fields<'_>, report: &mut R
             ports.push(port);
         }
     }
-    if port_items.is_empty() {
-        spec.missing("ports", report, "add at least one port");
+    if let (Some(item), true) = (&hosts_item, port_items.is_empty()) {
+        item.warn(report, READ_AS, "without ports nothing of these hosts can be called");
     }
     let locations = [("MESH_EXTERNAL", Location::MeshExternal), ("MESH_INTERNAL", Location::MeshInternal)];
     let location = spec.take("location").and_then(|item| item.word(report, &locations)).unwrap_or_default();
@@ -108,7 +108,7 @@ fn check(entry: &ServiceEntry, endpoints: usize, places: &Places<'_>, spec: &Fie
         spec.missing("endpoints", report, "resolution STATIC needs endpoints or a workloadSelector");
     }
     if let (Some(item), true) = (&places.selector, dns) {
-        item.impossible(report, "stands beside DNS", "set resolution to STATIC");
+        item.warn(report, READ_AS, "the workloads that are selected serve the hosts; DNS is not asked");
     }
     if dns
         && endpoints == 0
@@ -187,7 +187,7 @@ fn read_addresses(item: &Item<'_>, report: &mut Report) -> Vec<IpNet> {
 fn read_port(item: &Item<'_>, report: &mut Report) -> Option<ServicePort> {
     let mut fields = item.fields(report)?;
     let number = fields.need("number", report).and_then(|item| item.port(report));
-    let name = fields.need("name", report).and_then(|item| item.text(report)).unwrap_or_default().to_owned();
+    let name = fields.need("name", report).map(|item| port_name(&item, report)).unwrap_or_default();
     let said = fields.take("protocol");
     let said = said.filter(|item| item.text(report).is_some_and(|text| !text.is_empty()));
     let spoken = match said {
@@ -227,9 +227,9 @@ fn resolution_of(item: &Item<'_>, report: &mut Report) -> Option<Resolution> {
 
 fn read_selector(item: &Item<'_>, report: &mut Report) -> isthmus_model::service::Labels {
     let Some(mut fields) = item.fields(report) else { return Default::default() };
-    let selector = fields.need("labels", report).map(|item| labels(&item, report)).unwrap_or_default();
+    let selector = fields.take("labels").map(|item| labels(&item, report)).unwrap_or_default();
     if selector.is_empty() {
-        item.impossible(report, "selects nothing", "add labels");
+        item.warn(report, READ_AS, "a workloadSelector without labels selects nothing");
     }
     fields.finish(report);
     selector

@@ -101,43 +101,34 @@ fn named(fields: &mut Fields<'_>, name: &'static str, report: &mut Report) -> Ve
     all
 }
 
-/// One of `exact`, `prefix` and `regex`; an empty map means that the header or parameter is there.
+/// One of `exact`, `prefix`, `suffix` and `regex`; an empty map means that the header or parameter is there.
 fn string_match(item: &Item<'_>, may_be_present: bool, report: &mut Report) -> Option<StringMatch> {
     if may_be_present && is_empty_map(item) {
         return Some(StringMatch::Present);
     }
     let mut fields = item.fields(report)?;
-    let exact = fields.take("exact");
-    let prefix = fields.take("prefix");
-    let regex = fields.take("regex");
+    let words = ["exact", "prefix", "suffix", "regex"];
+    let mut said: Vec<(&str, Item<'_>)> =
+        words.into_iter().filter_map(|word| fields.take(word).map(|item| (word, item))).collect();
     fields.finish(report);
-    let text = |item: &Item<'_>, report: &mut Report| item.text(report).map(str::to_owned);
-    match (exact, prefix, regex) {
-        (Some(one), None, None) => text(&one, report).map(StringMatch::Exact),
-        (None, Some(one), None) => {
-            let prefix = text(&one, report)?;
-            if prefix.is_empty() {
-                one.impossible(report, "would match everything", "write the start of the text, or remove the match");
-            }
-            Some(StringMatch::Prefix(prefix))
-        }
-        (None, None, Some(one)) => {
-            let pattern = text(&one, report)?;
-            if pattern.is_empty() {
-                one.impossible(report, "would match the empty text only", "write an expression, or remove the match");
-            }
-            if let Err(reason) = compile(&pattern) {
-                one.impossible(
-                    report,
-                    format!("is not an RE2 expression: {reason}"),
-                    "correct it; it must match the whole text",
-                );
-            }
-            Some(StringMatch::Regex(pattern))
-        }
-        _ => {
-            item.impossible(report, "is not one match", "write exactly one of exact, prefix and regex");
-            None
-        }
+    let (Some((word, one)), true) = (said.pop(), said.is_empty()) else {
+        item.impossible(report, "is not one match", "write exactly one of exact, prefix, suffix and regex");
+        return None;
+    };
+    let text = one.text(report)?.to_owned();
+    if text.is_empty() && word != "exact" {
+        one.impossible(report, "is empty", "write what to compare with, or remove the match");
     }
+    Some(match word {
+        "exact" => StringMatch::Exact(text),
+        "prefix" => StringMatch::Prefix(text),
+        "suffix" => StringMatch::Suffix(text),
+        _ => {
+            if let Err(reason) = compile(&text) {
+                let what = format!("is not an RE2 expression: {reason}");
+                one.impossible(report, what, "correct it; it must match the whole text");
+            }
+            StringMatch::Regex(text)
+        }
+    })
 }

@@ -8,7 +8,7 @@ use isthmus_model::{Locality, Namespace, ServiceAccount, WorkloadName};
 use crate::document::Metadata;
 use crate::fields::{Fields, Item};
 use crate::report::{NO_EFFECT, Problem, Report};
-use crate::scalar::{address, labels};
+use crate::scalar::{address, check_port_name, labels};
 
 /// Reads a `WorkloadEntry`.
 pub(crate) fn read(metadata: &Metadata<'_>, spec: Fields<'_>, report: &mut Report) -> Option<Workload> {
@@ -95,6 +95,7 @@ fn locality(item: &Item<'_>, report: &mut Report) -> Option<Locality> {
 fn port_map(item: &Item<'_>, report: &mut Report) -> BTreeMap<String, u16> {
     let mut ports = BTreeMap::new();
     for (key, value) in item.pairs(report) {
+        check_port_name(&value, &key.key(), report);
         if let Some(port) = value.port(report) {
             ports.insert(key.key(), port);
         }

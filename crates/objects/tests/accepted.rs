@@ -163,6 +163,7 @@ spec:
       port: 80
       sourceLabels: {app: web}
       sourceNamespace: shop
+    - authority: {suffix: .example.org}
     - authority: {regex: ".*[.]example[.]com"}
     timeout: 5s
     retries: {attempts: 3, perTryTimeout: 2s, retryOn: "5xx,connect-failure,503"}

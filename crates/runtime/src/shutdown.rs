@@ -45,3 +45,42 @@ impl Signals {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    /// The process that the test below sends signals to: it never drains.
+    #[tokio::test]
+    #[ignore = "started by a_first_signal_cancels_and_a_second_ends_the_process"]
+    async fn a_process_that_never_drains() {
+        let token = on_signals().unwrap();
+        eprintln!("ready");
+        token.cancelled().await;
+        eprintln!("cancelled");
+        std::future::pending::<()>().await;
+    }
+
+    fn send(signal: &str, child: &Child) {
+        let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    #[test]
+    fn a_first_signal_cancels_and_a_second_ends_the_process() {
+        let name = "shutdown::tests::a_process_that_never_drains";
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", name, "--ignored", "--nocapture"]).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let mut wait_for = |word: &str| assert!(lines.any(|line| line.unwrap() == word), "{word} was never said");
+        wait_for("ready");
+        send("-TERM", &child);
+        wait_for("cancelled");
+        send("-INT", &child);
+        assert_eq!(child.wait().unwrap().code(), Some(EXIT_IMPATIENT));
+    }
+}

@@ -230,8 +230,10 @@ fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
 enum Text {
     Exact(String),
     Prefix(String),
+    Suffix(String),
     ExactFolded(String),
     PrefixFolded(String),
+    SuffixFolded(String),
     Regex(Regex),
     Present,
 }
@@ -241,6 +243,8 @@ impl Text {
         Ok(match raw {
             StringMatch::Exact(text) if fold => Self::ExactFolded(text.clone()),
             StringMatch::Prefix(text) if fold => Self::PrefixFolded(text.clone()),
+            StringMatch::Suffix(text) if fold => Self::SuffixFolded(text.clone()),
+            StringMatch::Suffix(text) => Self::Suffix(text.clone()),
             StringMatch::Exact(text) => Self::Exact(text.clone()),
             StringMatch::Prefix(text) => Self::Prefix(text.clone()),
             StringMatch::Present => Self::Present,
@@ -256,8 +260,13 @@ impl Text {
         match self {
             Self::Exact(text) => value == text,
             Self::Prefix(text) => value.starts_with(text.as_str()),
+            Self::Suffix(text) => value.ends_with(text.as_str()),
             Self::ExactFolded(text) => value.eq_ignore_ascii_case(text),
             Self::PrefixFolded(text) => value.get(..text.len()).is_some_and(|start| start.eq_ignore_ascii_case(text)),
+            Self::SuffixFolded(text) => {
+                let start = value.len().checked_sub(text.len());
+                start.and_then(|start| value.get(start..)).is_some_and(|end| end.eq_ignore_ascii_case(text))
+            }
             Self::Regex(regex) => regex.is_match(value),
             Self::Present => true,
         }
@@ -337,6 +346,7 @@ mod tests {
     fn every_condition_of_an_http_match() {
         let exact = |text: &str| Some(StringMatch::Exact(text.into()));
         let prefix = |text: &str| Some(StringMatch::Prefix(text.into()));
+        let suffix = |text: &str| Some(StringMatch::Suffix(text.into()));
         let regex = |text: &str| Some(StringMatch::Regex(text.into()));
         let named =
             |name: &str, text: Option<StringMatch>| vec![(name.to_owned(), text.unwrap_or(StringMatch::Present))];
@@ -350,6 +360,10 @@ mod tests {
             (true, "uri prefix", HttpMatch { uri: prefix("/a/"), ..none() }),
             (true, "uri prefix folded", HttpMatch { uri: prefix("/A/"), ignore_uri_case: true, ..none() }),
             (false, "prefix longer than the uri", HttpMatch { uri: prefix("/a/B/c"), ignore_uri_case: true, ..none() }),
+            (true, "uri suffix", HttpMatch { uri: suffix("/B"), ..none() }),
+            (false, "uri suffix in another case", HttpMatch { uri: suffix("/b"), ..none() }),
+            (true, "uri suffix folded", HttpMatch { uri: suffix("/b"), ignore_uri_case: true, ..none() }),
+            (false, "suffix longer than the uri", HttpMatch { uri: suffix("x/a/B"), ignore_uri_case: true, ..none() }),
             (true, "regex of the whole uri", HttpMatch { uri: regex("/a/[A-Z]"), ..none() }),
             (false, "regex of a part of the uri", HttpMatch { uri: regex("/a"), ..none() }),
             (false, "alternatives match as a whole too", HttpMatch { uri: regex("/a|/b"), ..none() }),
