@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use isthmus_model::ClusterId;
 use isthmus_wire::federation::RaftFrame;
-use raft::eraftpb::{ConfState, Entry, HardState, MessageType};
+use raft::eraftpb::{ConfState, Entry, EntryType, HardState, MessageType};
 
 use super::group::{self, FOUNDER, GroupTracker};
 use super::log::Log;
@@ -328,6 +328,14 @@ impl<S: Store> Driver<S> {
                 Err(error) => return self.fail(&error),
             };
             let released = node.complete(persist, promised, &proof);
+            if released.committed.iter().any(|entry| entry.entry_type != EntryType::EntryNormal as i32) {
+                // A commit position may be lost in a crash, but not one that changes the group: a member
+                // that restarts with the group of before could elect itself by that group's majority.
+                let persist = Persist { hard_state: Some(node.hard_state()), ..Persist::default() };
+                if let Err(error) = self.store.write(&persist) {
+                    return self.fail(&error);
+                }
+            }
             for message in &released.messages {
                 if let Ok(to) = u16::try_from(message.to) {
                     let frame = transport::frame(&self.setup.mesh, message);

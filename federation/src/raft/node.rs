@@ -3,7 +3,7 @@
 //! No clock (ticks come in), no I/O (see [`super::batch`]), no randomness of its own: election timeouts
 //! come from the seed, so that a run repeats. Messages come in only through [`super::transport::checked`].
 
-use raft::eraftpb::{ConfChangeV2, ConfState, Entry, Message, MessageType, Snapshot};
+use raft::eraftpb::{ConfChangeV2, ConfState, Entry, HardState, Message, MessageType, Snapshot};
 use raft::{Config, RawNode, SnapshotStatus, StateRole};
 
 use super::batch::{Batch, Promised, Released};
@@ -237,6 +237,11 @@ impl Node {
     /// The current term.
     pub fn term(&self) -> u64 {
         self.raw.raft.term
+    }
+
+    /// Term, vote and commit as of now.
+    pub fn hard_state(&self) -> HardState {
+        self.raw.raft.hard_state()
     }
 
     /// The commit position.

@@ -216,3 +216,114 @@ pub fn fits(message: &Message, own: Standing, term_at: impl Fn(u64) -> Option<u6
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use raft::eraftpb::{Snapshot, SnapshotMetadata};
+
+    use super::*;
+
+    const OWN: Receiver<'_> = Receiver { mesh: "m", id: 1 };
+
+    fn append() -> Message {
+        let entry = Entry { index: 6, term: 3, ..Entry::default() };
+        let msg_type = MessageType::MsgAppend as i32;
+        Message { msg_type, from: 2, to: 1, term: 3, index: 5, log_term: 2, entries: vec![entry], ..Message::default() }
+    }
+
+    fn take(message: &Message) -> Result<Message, FrameError> {
+        checked(OWN, ClusterId(2), &frame("m", message))
+    }
+
+    #[test]
+    fn a_sound_message_passes() {
+        assert_eq!(take(&append()).unwrap(), append());
+    }
+
+    #[test]
+    fn alien_frames_are_refused_each_by_its_reason() {
+        let refused = |frame: &RaftFrame, link| checked(OWN, ClusterId(link), frame).unwrap_err().reason;
+        let sound = frame("m", &append());
+        assert_eq!(refused(&RaftFrame { mesh: "other".into(), ..sound.clone() }, 2), "mesh");
+        assert_eq!(refused(&RaftFrame { version: 9, ..sound.clone() }, 2), "version");
+        assert_eq!(refused(&sound, 3), "address", "sent over another cluster's link");
+        assert_eq!(refused(&RaftFrame { message: vec![0xff; 9], ..sound.clone() }, 2), "malformed");
+        let inner = Message { from: 7, ..append() };
+        let smuggled = RaftFrame { message: inner.encode_to_vec(), ..sound };
+        assert_eq!(refused(&smuggled, 2), "address");
+    }
+
+    #[test]
+    fn whatever_the_library_would_panic_on_is_refused() {
+        let entry = |index, term, entry_type, data: &[u8]| Entry {
+            index,
+            term,
+            entry_type,
+            data: data.to_vec(),
+            ..Entry::default()
+        };
+        let with = |entry| Message { entries: vec![entry], ..append() };
+        let unknown_change =
+            ConfChangeV2 { changes: vec![ConfChangeSingle { change_type: 77, node_id: 4 }], ..ConfChangeV2::default() };
+        let snapshot = |index, voters: &[u64], outgoing: &[u64]| {
+            let group =
+                ConfState { voters: voters.to_vec(), voters_outgoing: outgoing.to_vec(), ..ConfState::default() };
+            let metadata = SnapshotMetadata { index, term: 3, conf_state: Some(group) };
+            let snapshot = Snapshot { metadata: Some(metadata), data: vec![] };
+            let msg_type = MessageType::MsgSnapshot as i32;
+            Message { msg_type, snapshot: Some(snapshot), entries: vec![], ..append() }
+        };
+        let cases = [
+            ("unknown type", Message { msg_type: 99, ..append() }),
+            ("local type", Message { msg_type: MessageType::MsgHup as i32, entries: vec![], ..append() }),
+            ("forwarded proposal", Message { msg_type: MessageType::MsgPropose as i32, ..append() }),
+            ("term 0", Message { term: 0, ..append() }),
+            ("index near overflow", Message { index: u64::MAX, ..append() }),
+            ("snapshot requested", Message { request_snapshot: 4, ..append() }),
+            ("gap", with(entry(9, 3, 0, b""))),
+            ("term falls", with(entry(6, 1, 0, b""))),
+            ("term ahead of the message", with(entry(6, 4, 0, b""))),
+            ("unknown entry type", with(entry(6, 3, 42, b""))),
+            ("change that cannot be read", with(entry(6, 3, 2, b"\xff\xff"))),
+            ("unknown change", with(entry(6, 3, 2, &unknown_change.encode_to_vec()))),
+            ("empty group", snapshot(9, &[], &[])),
+            ("member 0", snapshot(9, &[0, 1], &[])),
+            ("member twice", snapshot(9, &[1, 1], &[])),
+            ("joint group", snapshot(9, &[1], &[2])),
+            ("snapshot at 0", snapshot(0, &[1], &[])),
+        ];
+        for (what, message) in cases {
+            assert_eq!(take(&message).unwrap_err().reason, "malformed", "{what}");
+        }
+        take(&snapshot(9, &[1, 2], &[])).unwrap();
+    }
+
+    #[test]
+    fn messages_that_contradict_the_log_are_dropped() {
+        let own = Standing { term: 3, committed: 6, last: 8 };
+        let term_at = |index| (index <= 8).then_some(2);
+        assert!(fits(&append(), own, term_at).is_err(), "another term at a committed position");
+        let heartbeat =
+            |commit| Message { msg_type: MessageType::MsgHeartbeat as i32, commit, entries: vec![], ..append() };
+        assert!(fits(&heartbeat(9), own, term_at).is_err());
+        assert!(fits(&heartbeat(8), own, term_at).is_ok());
+        let acknowledge = Message { msg_type: MessageType::MsgAppendResponse as i32, index: 9, ..append() };
+        assert!(fits(&acknowledge, own, term_at).is_err());
+        assert!(fits(&Message { term: 1 << 40, ..append() }, own, term_at).is_err());
+    }
+
+    #[test]
+    fn random_bytes_never_panic() {
+        let mut rng = crate::rng::Rng::new(7);
+        let sound = append().encode_to_vec();
+        for _ in 0..20_000 {
+            let mut bytes = sound.clone();
+            for _ in 0..=rng.below(6) {
+                let at = rng.below(bytes.len() as u64) as usize;
+                bytes[at] = rng.draw() as u8;
+            }
+            bytes.truncate(rng.below(bytes.len() as u64 + 1) as usize);
+            let _ = checked(OWN, ClusterId(2), &RaftFrame { message: bytes, ..frame("m", &append()) });
+        }
+    }
+}
