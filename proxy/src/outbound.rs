@@ -119,7 +119,7 @@ async fn stream(
         Ok(opened) => opened,
         Err(failed) => {
             tracing::info!(host = %service.host, port, error = %failed, "connection refused");
-            let mut report = crate::report::StreamReport::new(path.reports.to_nobody(Some(&service.host)));
+            let mut report = path.reports.stream(path.reports.to_nobody(Some(&service.host)));
             report.flags = failed.flags();
             return reset(&io);
         }
@@ -137,7 +137,7 @@ async fn stream(
 
 /// Bytes to an address outside the mesh.
 async fn to_outside(path: &DataPath, mut io: Io, address: SocketAddr) -> io::Result<()> {
-    let mut report = crate::report::StreamReport::new(path.reports.to_nobody(None));
+    let mut report = path.reports.stream(path.reports.to_nobody(None));
     let mut far = match connect(address, isthmus_model::destination::CONNECT_TIMEOUT).await {
         Ok(far) => far,
         Err(error) => {

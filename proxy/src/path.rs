@@ -42,6 +42,8 @@ pub struct Own {
     pub locality: Locality,
     /// Where it listens.
     pub address: IpAddr,
+    /// Where its sidecar listens.
+    pub listen: IpAddr,
 }
 
 impl Own {
@@ -201,7 +203,8 @@ impl DataPath {
 
     /// Whether `address` is a socket of this sidecar: a request there would go round in circles, or reach the admin.
     pub fn is_own(&self, address: SocketAddr) -> bool {
-        let own = address.ip().is_loopback() || address.ip() == self.own.address;
+        let ip = address.ip();
+        let own = ip.is_loopback() || ip == self.own.address || ip == self.own.listen;
         own && self.own_ports.contains(&address.port())
     }
 }

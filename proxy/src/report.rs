@@ -5,13 +5,14 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::{BodyExt, Empty};
 use isthmus_identity::PeerIdentity;
 use isthmus_model::select::Choice;
 use isthmus_model::service::Labels;
@@ -35,6 +36,8 @@ type InboundKey = (Host, String, Option<ClusterName>);
 #[derive(Debug)]
 pub struct Reports {
     metrics: Metrics,
+    /// Requests and streams that have not ended; a draining sidecar waits for them.
+    open: Arc<AtomicUsize>,
     own: Arc<Party>,
     nobody: Arc<Party>,
     outbound: Mutex<FxHashMap<OutboundKey, Arc<Edge>>>,
@@ -45,7 +48,44 @@ impl Reports {
     /// Reports of the workload `own`.
     pub fn new(metrics: Metrics, own: Party) -> Self {
         let nobody = Arc::new(Party::default());
-        Self { metrics, own: Arc::new(own), nobody, outbound: Mutex::default(), inbound: Mutex::default() }
+        let (outbound, inbound) = (Mutex::default(), Mutex::default());
+        Self { metrics, open: Arc::default(), own: Arc::new(own), nobody, outbound, inbound }
+    }
+
+    /// Requests and streams that have not ended.
+    pub fn open(&self) -> usize {
+        self.open.load(Relaxed)
+    }
+
+    /// A request with these headers that began at `started`.
+    pub fn request(
+        &self,
+        edge: Arc<Edge>,
+        headers: &HeaderMap,
+        request_bytes: Arc<AtomicU64>,
+        started: Instant,
+    ) -> RequestReport {
+        let kind = headers.get(header::CONTENT_TYPE).map(http::HeaderValue::as_bytes).unwrap_or_default();
+        let grpc = kind.starts_with(b"application/grpc");
+        let protocol = if grpc { RequestProtocol::Grpc } else { RequestProtocol::Http };
+        let (code, grpc_status, flags, open) = (0, None, Flags::NONE, Open::new(&self.open));
+        RequestReport {
+            edge,
+            started,
+            protocol,
+            request_bytes,
+            response_bytes: 0,
+            code,
+            grpc_status,
+            flags,
+            _open: open,
+        }
+    }
+
+    /// A stream that was just opened.
+    pub fn stream(&self, edge: Arc<Edge>) -> StreamReport {
+        edge.tcp_opened();
+        StreamReport { edge, flags: Flags::NONE, _open: Open::new(&self.open) }
     }
 
     /// The counters behind.
@@ -125,6 +165,23 @@ impl Reports {
     }
 }
 
+/// Counts as open until dropped.
+#[derive(Debug)]
+struct Open(Arc<AtomicUsize>);
+
+impl Open {
+    fn new(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Relaxed);
+        Self(Arc::clone(open))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
 /// One request; counted when dropped.
 #[derive(Debug)]
 pub struct RequestReport {
@@ -136,18 +193,10 @@ pub struct RequestReport {
     code: u16,
     grpc_status: Option<u16>,
     flags: Flags,
+    _open: Open,
 }
 
 impl RequestReport {
-    /// A request with these headers that began at `started`.
-    pub fn new(edge: Arc<Edge>, headers: &HeaderMap, request_bytes: Arc<AtomicU64>, started: Instant) -> Self {
-        let kind = headers.get(header::CONTENT_TYPE).map(http::HeaderValue::as_bytes).unwrap_or_default();
-        let protocol =
-            if kind.starts_with(b"application/grpc") { RequestProtocol::Grpc } else { RequestProtocol::Http };
-        let (code, grpc_status, flags) = (0, None, Flags::NONE);
-        Self { edge, started, protocol, request_bytes, response_bytes: 0, code, grpc_status, flags }
-    }
-
     /// It was answered with this head.
     pub fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
         self.code = status.as_u16();
@@ -176,6 +225,11 @@ impl Drop for RequestReport {
 
 fn grpc_status(headers: &HeaderMap) -> Option<u16> {
     headers.get("grpc-status")?.to_str().ok()?.parse().ok()
+}
+
+/// A body without anything.
+pub fn empty() -> Body {
+    Body::new(Empty::new().map_err(|never| match never {}))
 }
 
 /// Counts the bytes of a request's body.
@@ -282,15 +336,10 @@ pub struct StreamReport {
     edge: Arc<Edge>,
     /// What went wrong.
     pub flags: Flags,
+    _open: Open,
 }
 
 impl StreamReport {
-    /// A stream that was just opened.
-    pub fn new(edge: Arc<Edge>) -> Self {
-        edge.tcp_opened();
-        Self { edge, flags: Flags::NONE }
-    }
-
     /// Bytes that passed.
     pub fn bytes(&self, to_server: u64, to_caller: u64) {
         self.edge.tcp_bytes(to_server, to_caller);

@@ -144,8 +144,15 @@ impl LocalPool {
         peers.iter().filter_map(|(address, slot)| Some((*address, slot.live()?.peer.clone()))).collect()
     }
 
-    /// Forgets all connections: open requests end, new ones dial under the current identity and trust.
-    pub fn renew(&self) {
+    /// Forgets the connections whose peers are trusted no more.
+    pub fn judge_again(&self, trusted: impl Fn(&PeerIdentity) -> bool) {
+        for slot in self.peers.lock().values() {
+            slot.connection.lock().take_if(|connection| !trusted(&connection.peer));
+        }
+    }
+
+    /// Closes all connections.
+    pub fn clear(&self) {
         self.peers.lock().clear();
     }
 

@@ -225,9 +225,8 @@ impl Shared {
         let own = &self.sessions;
         let (outbox, messages) = mpsc::channel(OUTBOX_MAX);
         let send = async |message: Up| outbox.send(wire::ToGateway { message: Some(message) }).await;
-        let mut register = own.reported.register.subscribe();
         let mut health = own.reported.health.subscribe();
-        let mut first = register.borrow_and_update().clone();
+        let mut first = own.reported.register.borrow().clone();
         if is_primary {
             let held = own.mesh.snapshot();
             first.held = held
@@ -282,10 +281,6 @@ impl Shared {
                     for question in own.tickets.questions() {
                         send(Up::Tickets(question)).await?;
                     }
-                }
-                Ok(()) = register.changed() => {
-                    let message = register.borrow_and_update().clone();
-                    send(Up::Register(message)).await?;
                 }
                 Ok(()) = health.changed() => {
                     let report = *health.borrow_and_update();

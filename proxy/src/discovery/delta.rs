@@ -58,6 +58,13 @@ impl Named {
     }
 }
 
+impl std::ops::Deref for Known {
+    type Target = View;
+    fn deref(&self) -> &View {
+        &self.view
+    }
+}
+
 impl From<View> for Known {
     fn from(view: View) -> Self {
         Self::from_view(view)

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use http::{HeaderValue, Request, Response, StatusCode, header, request};
 use http_body::Body as _;
-use http_body_util::{BodyExt, Empty};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use isthmus_model::Host;
@@ -24,7 +23,7 @@ use crate::destination::route_http;
 use crate::metrics::{Edge, Flags};
 use crate::path::{AskFor, DataPath};
 use crate::replay::Replay;
-use crate::report::{Reported, RequestReport, counted};
+use crate::report::{Reported, RequestReport, counted, empty};
 use crate::retry::{Failure, Retries};
 
 /// A request that cannot be sent again waits this long for a silent tunnel to recover.
@@ -270,7 +269,8 @@ impl<'a> Exchange<'a> {
         deadline: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
         broken: Flags,
     ) -> Response<Body> {
-        let mut report = RequestReport::new(edge, &self.head.headers, Arc::clone(&self.request_bytes), self.started);
+        let mut report =
+            self.path.reports.request(edge, &self.head.headers, Arc::clone(&self.request_bytes), self.started);
         match answered {
             Answer::Response(response) => {
                 report.answered(response.status(), response.headers());
@@ -314,7 +314,8 @@ impl<'a> Exchange<'a> {
     fn fail_at(&self, failed: &Failed, edge: Arc<Edge>) -> Response<Body> {
         let flags = failed.flags();
         let response = answer(failed, flags);
-        let mut report = RequestReport::new(edge, &self.head.headers, Arc::clone(&self.request_bytes), self.started);
+        let mut report =
+            self.path.reports.request(edge, &self.head.headers, Arc::clone(&self.request_bytes), self.started);
         report.answered(response.status(), response.headers());
         report.flag(flags);
         response
@@ -333,8 +334,4 @@ fn lost_flag(target: &isthmus_model::view::Target) -> Flags {
         isthmus_model::view::Target::Tunnel { .. } => Flags::XT,
         _ => Flags::UC,
     }
-}
-
-fn empty() -> Body {
-    Body::new(Empty::new().map_err(|never| match never {}))
 }

@@ -81,7 +81,7 @@ pub async fn open(
         let failed = match connecting.await {
             Ok(io) => {
                 in_flight.answered();
-                return Ok(Opened { io, report: StreamReport::new(edge), in_flight });
+                return Ok(Opened { io, report: path.reports.stream(edge), in_flight });
             }
             Err(failed) => failed,
         };

@@ -17,7 +17,6 @@ use crate::forward::{self, Failed, Inquiry};
 use crate::headers::{self, Authority};
 use crate::metrics::Flags;
 use crate::path::{DataPath, NoWay};
-use crate::report::RequestReport;
 
 /// Where the connection of a request was going.
 #[derive(Debug)]
@@ -132,7 +131,7 @@ fn refuse(
 ) -> Response<Body> {
     let flags: Flags = failed.flags();
     let mut response = forward::answer(failed, flags);
-    let mut report = RequestReport::new(path.reports.to_nobody(host), head, Arc::default(), started);
+    let mut report = path.reports.request(path.reports.to_nobody(host), head, Arc::default(), started);
     report.answered(response.status(), response.headers());
     report.flag(flags);
     if matches!(failed, Failed::BadRequest(_)) {
