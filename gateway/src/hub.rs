@@ -14,13 +14,13 @@ use isthmus_model::service::{Export, Patterns};
 use isthmus_model::view::{Resource, ResourceName};
 use isthmus_model::{ClusterId, ClusterName, Host, Locality, Namespace};
 use isthmus_wire::discovery::{Edge, Gone};
-use isthmus_wire::federation::{DialNotice, ServiceHealth};
+use isthmus_wire::federation::{DialNotice, HealthDelta, ServiceHealth};
 use parking_lot::Mutex;
 use tokio::sync::{broadcast, watch};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::distribution::session::{Encoded, Lookup, Source};
-use crate::imports::ImportTable;
+use crate::imports::{ImportError, ImportTable, Taken};
 use crate::locals::{self, Local, Locals, Served, ServiceKey, WorkloadKey};
 use crate::publish::Wanted;
 use crate::traffic::{EdgeRate, Traffic};
@@ -154,9 +154,29 @@ impl Hub {
         }
     }
 
-    /// Reads and changes what other clusters said.
-    pub fn with_imports<T>(&self, work: impl FnOnce(&mut ImportTable) -> T) -> T {
-        self.change(|state| work(&mut state.imports))
+    /// Time passed for leases.
+    pub fn expire_imports(&self, now: Instant) {
+        if self.state.lock().imports.handle_timeout(now) {
+            self.change(|_| ());
+        }
+    }
+
+    /// A health frame of `cluster` arrived over a link with its replica `replica`.
+    ///
+    /// # Errors
+    /// [`ImportError`]; nothing of the frame is taken then.
+    pub fn take_health(
+        &self,
+        cluster: &ClusterName,
+        replica: u8,
+        frame: HealthDelta,
+        now: Instant,
+    ) -> Result<Taken, ImportError> {
+        let taken = self.state.lock().imports.take(cluster, replica, frame, now)?;
+        if taken.changed {
+            self.change(|_| ());
+        }
+        Ok(taken)
     }
 
     /// Reads what other clusters said.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use isthmus_model::ClusterName;
 use isthmus_model::view::Freshness;
-use isthmus_wire::federation::{HealthDelta, ServiceHealth};
+use isthmus_wire::federation::{EndpointHealth, HealthDelta, ServiceHealth};
 
 use crate::locals::ServiceKey;
 use crate::view::{Imported, Imports};
@@ -78,10 +78,10 @@ struct Word {
     complete: bool,
 }
 
-/// All other clusters' words.
+/// All other clusters' words: one of each gateway replica, since each speaks of the sidecars it sees.
 #[derive(Debug, Clone, Default)]
 pub struct ImportTable {
-    clusters: BTreeMap<ClusterName, Word>,
+    clusters: BTreeMap<(ClusterName, u8), Word>,
 }
 
 /// A cluster's word, for tables.
@@ -94,11 +94,17 @@ pub struct Age {
 }
 
 impl ImportTable {
-    /// A frame of `cluster` arrived over a link with it.
+    /// A frame of `cluster` arrived over a link with its replica `replica`.
     ///
     /// # Errors
     /// [`ImportError`]; nothing of the frame is taken then.
-    pub fn take(&mut self, cluster: &ClusterName, frame: HealthDelta, now: Instant) -> Result<Taken, ImportError> {
+    pub fn take(
+        &mut self,
+        cluster: &ClusterName,
+        replica: u8,
+        frame: HealthDelta,
+        now: Instant,
+    ) -> Result<Taken, ImportError> {
         let mut services = Vec::with_capacity(frame.services.len());
         for service in frame.services {
             services.push((key_of(cluster, &service)?, service));
@@ -107,7 +113,7 @@ impl ImportTable {
         if too_much || services.len() > SERVICES_MAX {
             return Err(ImportError::TooMuch { cluster: cluster.clone() });
         }
-        let word = self.clusters.entry(cluster.clone()).or_insert_with(|| Word {
+        let word = self.clusters.entry((cluster.clone(), replica)).or_insert_with(|| Word {
             epoch: frame.epoch,
             heard: now,
             lease_until: now,
@@ -189,34 +195,51 @@ impl ImportTable {
 
     /// Forgets clusters that the log no longer lists: they left or were evicted.
     pub fn retain_clusters(&mut self, member: impl Fn(&ClusterName) -> bool) {
-        self.clusters.retain(|cluster, _| member(cluster));
+        self.clusters.retain(|(cluster, _), _| member(cluster));
     }
 
     /// Whether `handle` of `cluster` serves any service for which `visible` holds.
     pub fn serves(&self, cluster: &ClusterName, handle: u32, visible: impl Fn(&ServiceKey) -> bool) -> bool {
-        self.clusters.get(cluster).is_some_and(|word| {
+        self.words(cluster).any(|word| {
             word.services
                 .iter()
                 .any(|(key, one)| one.endpoints.iter().any(|endpoint| endpoint.handle == handle) && visible(key))
         })
     }
 
+    fn words(&self, cluster: &ClusterName) -> impl Iterator<Item = &Word> {
+        self.clusters.range((cluster.clone(), 0)..=(cluster.clone(), u8::MAX)).map(|(_, word)| word)
+    }
+
     /// How old a cluster's word is; `None` if it was never heard.
     pub fn age(&self, cluster: &ClusterName, now: Instant) -> Option<Age> {
-        let word = self.clusters.get(cluster)?;
+        let word = self.words(cluster).max_by_key(|word| word.heard)?;
         Some(Age { since: now.saturating_duration_since(word.heard), freshness: word.freshness })
     }
 }
 
 impl Imports for ImportTable {
+    /// The words of all replicas together: fresh ones if there are any, else all; an endpoint that two
+    /// replicas see counts once.
     fn of(&self, cluster: &ClusterName, service: &ServiceKey) -> Imported {
-        match self.clusters.get(cluster) {
-            None => Imported::Unheard,
-            Some(word) => match word.services.get(service) {
-                Some(health) => Imported::Heard(word.freshness, health.endpoints.clone()),
-                None if word.complete => Imported::Gone,
-                None => Imported::Unheard,
-            },
+        let fresh = self.words(cluster).any(|word| word.freshness == Freshness::Fresh);
+        let worth = if fresh { Freshness::Fresh } else { Freshness::Suspect };
+        let mut endpoints: BTreeMap<(u32, u32), EndpointHealth> = BTreeMap::new();
+        let (mut named, mut complete, mut heard) = (false, true, false);
+        for word in self.words(cluster).filter(|word| word.freshness == worth) {
+            heard = true;
+            complete &= word.complete;
+            if let Some(health) = word.services.get(service) {
+                named = true;
+                for one in &health.endpoints {
+                    endpoints.entry((one.handle, one.incarnation)).or_insert_with(|| one.clone());
+                }
+            }
+        }
+        match (named, heard && complete) {
+            (true, _) => Imported::Heard(worth, endpoints.into_values().collect()),
+            (false, true) => Imported::Gone,
+            (false, false) => Imported::Unheard,
         }
     }
 }
@@ -249,7 +272,7 @@ fn key_of(cluster: &ClusterName, service: &ServiceHealth) -> Result<ServiceKey, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use isthmus_wire::federation::{EndpointHealth, GoneEndpoint};
+    use isthmus_wire::federation::GoneEndpoint;
 
     fn cluster() -> ClusterName {
         "gcp-us".parse().expect("valid")
@@ -277,7 +300,7 @@ mod tests {
         let start = Instant::now();
         let mut table = ImportTable::default();
         assert_eq!(table.of(&cluster(), &key("cart")), Imported::Unheard);
-        table.take(&cluster(), snapshot(1, vec![service("cart", 7)]), start).expect("taken");
+        table.take(&cluster(), 0, snapshot(1, vec![service("cart", 7)]), start).expect("taken");
         assert!(matches!(table.of(&cluster(), &key("cart")), Imported::Heard(Freshness::Fresh, _)));
         assert_eq!(table.of(&cluster(), &key("other")), Imported::Gone, "its owner did not name it");
         assert!(!table.handle_timeout(start + Duration::from_secs(9)));
@@ -293,13 +316,13 @@ mod tests {
     fn a_restarted_owner_takes_nothing_back_before_its_snapshot_has_ended() {
         let start = Instant::now();
         let mut table = ImportTable::default();
-        table.take(&cluster(), snapshot(1, vec![service("cart", 7), service("web", 8)]), start).expect("taken");
+        table.take(&cluster(), 0, snapshot(1, vec![service("cart", 7), service("web", 8)]), start).expect("taken");
         let mut first = snapshot(2, vec![service("cart", 7)]);
         first.last = false;
-        table.take(&cluster(), first, start).expect("taken");
+        table.take(&cluster(), 0, first, start).expect("taken");
         assert!(matches!(table.of(&cluster(), &key("web")), Imported::Heard(..)), "not named yet");
         let rest = HealthDelta { epoch: 2, last: true, ..HealthDelta::default() };
-        table.take(&cluster(), rest, start).expect("taken");
+        table.take(&cluster(), 0, rest, start).expect("taken");
         assert_eq!(table.of(&cluster(), &key("web")), Imported::Gone);
     }
 
@@ -307,8 +330,8 @@ mod tests {
     fn an_old_process_of_the_owner_is_not_believed() {
         let start = Instant::now();
         let mut table = ImportTable::default();
-        table.take(&cluster(), snapshot(5, vec![]), start).expect("taken");
-        let old = table.take(&cluster(), snapshot(4, vec![service("cart", 7)]), start);
+        table.take(&cluster(), 0, snapshot(5, vec![]), start).expect("taken");
+        let old = table.take(&cluster(), 0, snapshot(4, vec![service("cart", 7)]), start);
         assert!(matches!(old, Err(ImportError::OldEpoch { got: 4, have: 5, .. })));
     }
 
@@ -316,11 +339,11 @@ mod tests {
     fn a_process_that_is_gone_serves_no_more() {
         let start = Instant::now();
         let mut table = ImportTable::default();
-        table.take(&cluster(), snapshot(1, vec![service("cart", 7)]), start).expect("taken");
+        table.take(&cluster(), 0, snapshot(1, vec![service("cart", 7)]), start).expect("taken");
         assert!(table.serves(&cluster(), 7, |_| true));
         assert!(!table.serves(&cluster(), 7, |_| false), "not exported to us");
         let gone = vec![GoneEndpoint { handle: 7, incarnation: 1 }];
-        let taken = table.take(&cluster(), HealthDelta { epoch: 1, gone, ..HealthDelta::default() }, start);
+        let taken = table.take(&cluster(), 0, HealthDelta { epoch: 1, gone, ..HealthDelta::default() }, start);
         assert_eq!(taken.expect("taken").gone, [(7, 1)]);
         assert!(!table.serves(&cluster(), 7, |_| true));
     }

@@ -449,7 +449,7 @@ async fn expire_leases(hub: Arc<Hub>, stop: CancellationToken) {
             () = stop.cancelled() => return,
             changed = generation.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(sleep) => {
-                hub.with_imports(|imports| imports.handle_timeout(Instant::now()));
+                hub.expire_imports(Instant::now());
             }
         }
     }

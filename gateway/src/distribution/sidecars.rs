@@ -5,14 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use isthmus_identity::{ClusterAuthority, verify_signature};
 use isthmus_model::{ClusterId, ServiceAccount};
 use isthmus_tunnel::cid::{Cid, CidKeys, EndpointName};
-use isthmus_tunnel::ticket::{TICKET_VALIDITY, TicketKeys, TicketTime};
+use isthmus_tunnel::ticket::{TICKET_VALIDITY, TicketTime};
 use isthmus_wire::discovery::{
     self, DialRefused, EndpointKey, EndpointKeys, LinkStates, Register, Replicas, SignedRegistration, TicketRequest,
     Tickets,
@@ -28,6 +28,7 @@ use crate::handles::HandleTable;
 use crate::hub::Hub;
 use crate::join::{now_unix_s, refused};
 use crate::locals::WorkloadKey;
+use crate::peers::PeersHandle;
 
 /// Tickets in one answer: a burst of dials to one endpoint is one dial and waiters.
 const TICKETS_MAX: u32 = 16;
@@ -42,15 +43,6 @@ pub struct Registration {
     pub incarnation: u16,
     /// What the sidecar shows to other replicas.
     pub signed: SignedRegistration,
-}
-
-/// Keys of a destination cluster, as its gateways handed them over their link.
-#[derive(Clone)]
-pub struct Destination {
-    /// Mint tickets.
-    pub keys: TicketKeys,
-    /// The destination's clock minus ours, in milliseconds.
-    pub clock_offset_ms: i64,
 }
 
 /// How far one session is.
@@ -91,7 +83,8 @@ pub struct Sidecars {
     keys: watch::Sender<EndpointKeys>,
     replicas: ArcSwap<Replicas>,
     sessions: Mutex<BTreeMap<u64, Connected>>,
-    destinations: Mutex<BTreeMap<ClusterId, Destination>>,
+    /// Where keys of destination clusters come from, once the links run.
+    peers: OnceLock<PeersHandle>,
     links: ArcSwap<LinkStates>,
 }
 
@@ -111,7 +104,7 @@ impl Sidecars {
             cid_keys: ArcSwap::from_pointee(cid_keys),
             replicas: ArcSwap::from_pointee(replicas),
             sessions: Mutex::default(),
-            destinations: Mutex::default(),
+            peers: OnceLock::new(),
             links: ArcSwap::default(),
         })
     }
@@ -263,21 +256,10 @@ impl Sidecars {
         self.links.store(Arc::new(states));
     }
 
-    /// A destination's keys or clock arrived over its link.
-    pub fn set_destination(&self, cluster: ClusterId, destination: Destination) {
-        self.destinations.lock().insert(cluster, destination);
-    }
-
-    /// Corrects a destination's clock.
-    pub fn set_clock(&self, cluster: ClusterId, offset_ms: i64) {
-        if let Some(destination) = self.destinations.lock().get_mut(&cluster) {
-            destination.clock_offset_ms = offset_ms;
-        }
-    }
-
-    /// A cluster left the mesh.
-    pub fn forget_destination(&self, cluster: ClusterId) {
-        self.destinations.lock().remove(&cluster);
+    /// Mints with the keys that come over the links of `peers`.
+    pub fn attach(&self, peers: PeersHandle) {
+        // Set once, at start; a second call would be the same handle.
+        let _ = self.peers.set(peers);
     }
 
     /// Tickets for one endpoint of another cluster, if this cluster may call it: the first of three checks.
@@ -314,7 +296,7 @@ impl Sidecars {
         if !exported {
             return Err("not_exported");
         }
-        let destination = self.destinations.lock().get(&cluster).cloned().ok_or("no_key")?;
+        let destination = self.peers.get().and_then(|peers| peers.destination(cluster)).ok_or("no_key")?;
         let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as i64);
         let theirs = u64::try_from(now_ms + destination.clock_offset_ms).unwrap_or_default();
         let expiry = TicketTime::from_unix_ms(theirs).after(TICKET_VALIDITY);
