@@ -27,7 +27,9 @@ use crate::distribution::sidecars::Sidecars;
 use crate::hub::Hub;
 use crate::issue::Issuer;
 use crate::keys::TunnelKeys;
-use crate::peers::{Class, LinkHandle, LinkStatus, PeerEvent, Peers, PeersConfig, PeersHandle, PeersParts, PeersStatus, WantedPeer};
+use crate::peers::{
+    Class, LinkHandle, LinkStatus, PeerEvent, Peers, PeersConfig, PeersHandle, PeersParts, PeersStatus, WantedPeer,
+};
 use crate::router::Router;
 use crate::summary;
 use crate::traffic::EdgeRate;
@@ -92,7 +94,8 @@ impl LinksHandle {
                 bytes_in_per_s,
                 bytes_out_per_s,
                 state: if facts.up { summary::LinkState::Up } else { summary::LinkState::Down },
-                flows: links.iter().flat_map(|link| &link.flows).filter(|flow| flow.state == PathState::Live).count() as u32,
+                flows: links.iter().flat_map(|link| &link.flows).filter(|flow| flow.state == PathState::Live).count()
+                    as u32,
             }
         };
         by_cluster.into_iter().map(row).collect()
@@ -104,7 +107,8 @@ fn micros(duration: Duration) -> u32 {
 }
 
 fn path_facts(links: &[&LinkStatus]) -> PathFacts {
-    let live: Vec<_> = links.iter().filter(|link| link.flows.iter().any(|flow| flow.state == PathState::Live)).collect();
+    let live: Vec<_> =
+        links.iter().filter(|link| link.flows.iter().any(|flow| flow.state == PathState::Live)).collect();
     let loss = live.iter().map(|link| link.loss).fold(f32::NAN, f32::min);
     PathFacts {
         up: !live.is_empty(),
@@ -325,7 +329,9 @@ async fn handle_events(
                     tasks.spawn(registry::send_raft(shared.transport.clone(), link));
                 }
             }
-            PeerEvent::Down(link) => tracing::info!(cluster = %link.cluster(), replica = link.replica(), "link is down"),
+            PeerEvent::Down(link) => {
+                tracing::info!(cluster = %link.cluster(), replica = link.replica(), "link is down")
+            }
             PeerEvent::Stream(link, stream) => match stream.class {
                 Class::Raft => drop(tasks.spawn(registry::receive_raft(shared.member.clone(), link, stream))),
                 Class::Call => drop(tasks.spawn(registry::answer_call(shared.member.clone(), stream))),

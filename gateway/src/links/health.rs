@@ -74,8 +74,11 @@ fn frames(
     now: &BTreeMap<ServiceKey, ServiceHealth>,
     first: bool,
 ) -> Vec<HealthDelta> {
-    let mut services: Vec<ServiceHealth> =
-        now.iter().filter(|(key, health)| first || told.get(key) != Some(health)).map(|(_, health)| health.clone()).collect();
+    let mut services: Vec<ServiceHealth> = now
+        .iter()
+        .filter(|(key, health)| first || told.get(key) != Some(health))
+        .map(|(_, health)| health.clone())
+        .collect();
     let ended = told.keys().filter(|key| !now.contains_key(key));
     services.extend(ended.map(|(namespace, name)| ServiceHealth {
         namespace: namespace.to_string(),
@@ -123,7 +126,12 @@ mod tests {
     fn health(name: &str, healthy: bool) -> (ServiceKey, ServiceHealth) {
         let key = ("shop".parse().expect("valid"), name.parse().expect("valid"));
         let endpoint = isthmus_wire::federation::EndpointHealth { handle: 1, healthy, ..Default::default() };
-        let health = ServiceHealth { namespace: "shop".into(), name: name.into(), endpoints: vec![endpoint], ..Default::default() };
+        let health = ServiceHealth {
+            namespace: "shop".into(),
+            name: name.into(),
+            endpoints: vec![endpoint],
+            ..Default::default()
+        };
         (key, health)
     }
 
