@@ -90,8 +90,7 @@ pub enum RunError {
 /// [`RunError`] if it cannot start; nothing it opened stays open.
 pub async fn run(config: Config, logging: Option<LogHandle>, shutdown: CancellationToken) -> Result<(), RunError> {
     if config.capture == CaptureMode::Transparent {
-        // Before any socket: the rules let pass what this group sends.
-        enter_group(GROUP)?;
+        own_packets()?;
     }
     let registry = metrics::registry("proxy");
     let metrics = Metrics::new(&registry);
@@ -152,6 +151,21 @@ pub async fn run(config: Config, logging: Option<LogHandle>, shutdown: Cancellat
         tracing::warn!(tasks = path.spawn.0.len(), "connections did not end in time");
     }
     Ok(())
+}
+
+/// Makes sure, before any socket is opened, that the rules can tell our packets from the workload's: by the group, or
+/// by the user where the process has one of its own and may not change its group.
+fn own_packets() -> Result<(), CaptureError> {
+    match enter_group(GROUP) {
+        Err(_) if own_user().is_some() => Ok(()),
+        entered => entered,
+    }
+}
+
+/// The user that the sidecar runs as, if that is not root.
+fn own_user() -> Option<u32> {
+    let user = nix::unistd::geteuid();
+    (!user.is_root()).then_some(user.as_raw())
 }
 
 /// Tells the mesh, then lets open requests and streams finish.
@@ -411,8 +425,7 @@ impl Parts {
         ending: &CancellationToken,
         shutdown: &CancellationToken,
     ) -> Result<(), RunError> {
-        // Many sidecars on one machine each have a loopback address of their own.
-        let ip = if self.config.listen.is_loopback() { self.config.listen } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
+        let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let admin =
             Admin::new("proxy", self.registry.clone(), self.readiness.clone(), self.logging.clone(), shutdown.clone());
         let admin = with_pages(admin, self.sources(path));
@@ -446,7 +459,9 @@ impl Parts {
             inbound: ports.inbound,
             dns: config.dns.enabled.then_some(ports.dns),
         };
-        let capture = Capture::apply(&Rules::new(redirect, vec![ports.mtls, ports.metrics, ports.health]))?;
+        let mut rules = Rules::new(redirect, vec![ports.mtls, ports.metrics, ports.health]);
+        rules.own_user = own_user();
+        let capture = Capture::apply(&rules)?;
         self.metrics.capturing("transparent");
         Ok(Some(capture))
     }

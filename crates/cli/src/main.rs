@@ -16,7 +16,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    apply, completion, dashboard, demo as demo_command, export, gateway, get, init, join, sample, status, token,
+    apply, completion, dashboard, demo as demo_command, export, gateway, get, init, join, proxy, sample, status, token,
     version,
 };
 use crate::context::Context;
@@ -50,6 +50,8 @@ enum Commands {
     Join(join::Args),
     /// Run a gateway
     Gateway(gateway::Args),
+    /// Run a sidecar beside a workload
+    Proxy(proxy::Args),
     /// Make and revoke join tokens and workload tokens
     #[command(subcommand)]
     Token(token::Args),
@@ -90,6 +92,7 @@ fn run(command: Commands, context: &Context) -> Result<(), Failure> {
         Commands::Sample(args) => sample::run(args)?,
         Commands::Init(args) => init::run(&args, context)?,
         Commands::Gateway(args) => gateway::run(args)?,
+        Commands::Proxy(args) => proxy::run(args)?,
         Commands::Join(args) => block_on(join::run(args, context))?,
         Commands::Version => version::run(context),
         Commands::Completion(args) => completion::run(&args),

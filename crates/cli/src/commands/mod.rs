@@ -10,6 +10,7 @@ pub mod get;
 pub mod init;
 pub mod join;
 pub mod logging;
+pub mod proxy;
 pub mod sample;
 pub mod status;
 pub mod token;
