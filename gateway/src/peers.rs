@@ -7,7 +7,6 @@
 mod control;
 mod dial;
 mod flows;
-mod frame;
 mod socket;
 
 use std::collections::BTreeMap;
@@ -18,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use isthmus_identity::{Expect, Tls};
 use isthmus_model::{ClusterId, ClusterName};
+use isthmus_tunnel::link::INTERVAL_LINK;
 use isthmus_tunnel::probe::{Probe, ProbeKey};
 use isthmus_tunnel::route::{DropReason, LinkTable, Refusal};
 use isthmus_tunnel::ticket::{TicketKeys, TicketMasters};
@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use control::{Class, LinkHandle, LinkStream};
 pub use flows::FlowStatus;
-pub use frame::{FRAME_LEN_MAX, FrameError, read_frame, write_frame};
+pub use isthmus_tunnel::frame::{FRAME_LEN_MAX, FrameError, read_frame, write_frame};
 
 use crate::router::{ControlDatagram, LinkTraffic, Links, RouterEvent, RouterShared};
 use control::LinkNews;
@@ -253,6 +253,8 @@ impl Peers {
             Flows::new(self.shared.config.replica, self.shared.router.workers(), Instant::now(), control::unix_ms());
         let mut wanted = self.shared.wanted.clone();
         let mut report = tokio::time::interval(STATUS_INTERVAL);
+        let mut traffic_look = tokio::time::interval(INTERVAL_LINK);
+        let mut traffic_seen = FxHashMap::default();
         dials.adjust(&mut tasks, &shutdown);
         loop {
             self.probe(&mut flows);
@@ -275,6 +277,7 @@ impl Peers {
                 }
                 Some(_) = tasks.join_next() => {}
                 _ = report.tick() => self.report(&flows),
+                _ = traffic_look.tick() => self.look_at_traffic(&mut flows, &mut traffic_seen),
                 () = tokio::time::sleep_until(next_probe.into()) => {}
             }
         }
@@ -282,6 +285,15 @@ impl Peers {
         tasks.shutdown().await;
         // Says goodbye to the peers, so that they move at once; bounded by quinn's own 3 PTO.
         self.quinn.wait_idle().await;
+    }
+
+    /// Links that carry packets are probed more often.
+    fn look_at_traffic(&self, flows: &mut Flows, seen: &mut FxHashMap<ClusterId, u64>) {
+        for (cluster, traffic) in &self.shared.router.links().traffic {
+            let count = traffic.datagrams();
+            let before = seen.insert(*cluster, count).unwrap_or(0);
+            flows.set_busy(Instant::now(), *cluster, count != before);
+        }
     }
 
     /// Sends the probes that are due and tells the router what follows from those that were not answered.
@@ -329,7 +341,7 @@ impl Peers {
     fn link_news(&self, news: LinkNews, flows: &mut Flows) {
         match news {
             LinkNews::Dialling { cluster, address } => flows.add_dialled(Instant::now(), cluster, address),
-            LinkNews::ProbeKey { cluster, key } => flows.set_key(cluster, key),
+            LinkNews::ProbeKey { cluster, key } => flows.set_key(cluster, *key),
             LinkNews::Up { link, dialled } => {
                 flows.reset_sequences(link.id(), link.replica());
                 let key = match dialled {

@@ -77,6 +77,13 @@ pub struct LinkTraffic {
     pub datagrams_in: AtomicU64,
 }
 
+impl LinkTraffic {
+    /// Datagrams in both directions.
+    pub fn datagrams(&self) -> u64 {
+        self.datagrams_out.load(Ordering::Relaxed) + self.datagrams_in.load(Ordering::Relaxed)
+    }
+}
+
 /// A datagram of a control connection.
 #[derive(Debug)]
 pub struct ControlDatagram {

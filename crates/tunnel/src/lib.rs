@@ -9,6 +9,7 @@
 pub mod carrier;
 pub mod cid;
 pub mod endpoint;
+pub mod frame;
 pub mod http;
 pub mod link;
 pub mod packet;

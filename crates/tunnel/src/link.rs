@@ -12,8 +12,6 @@ pub const INTERVAL_LINK: Duration = Duration::from_millis(200);
 pub const INTERVAL_BUSY: Duration = Duration::from_millis(50);
 /// From a sidecar otherwise.
 pub const INTERVAL_IDLE: Duration = Duration::from_secs(1);
-/// A path that missed this many answers in a row is dead: 160 ms at the busy interval.
-const MISSED_MAX: u32 = 3;
 /// Unanswered probes that are remembered; older ones are lost by then.
 const OUTSTANDING_MAX: usize = 32;
 /// Weight of one probe in the loss estimate: about the last 128.
@@ -26,7 +24,6 @@ pub struct PathHealth {
     next: Instant,
     sequence: u64,
     outstanding: VecDeque<(u64, Instant)>,
-    missed: u32,
     state: PathState,
     srtt: Option<Duration>,
     loss: f32,
@@ -54,7 +51,6 @@ impl PathHealth {
             next: now,
             sequence,
             outstanding: VecDeque::new(),
-            missed: 0,
             state: PathState::Untried,
             srtt: None,
             loss: 0.0,
@@ -63,7 +59,10 @@ impl PathHealth {
 
     /// When [`PathHealth::poll_probe`] has something to do next.
     pub fn next_timeout(&self) -> Instant {
-        self.next
+        match self.outstanding.front() {
+            Some(&(_, sent)) => self.next.min(sent + self.patience()),
+            None => self.next,
+        }
     }
 
     /// Probes at this interval from now on; a shorter one takes effect at once.
@@ -76,10 +75,10 @@ impl PathHealth {
 
     /// Counts what went unanswered; the sequence number of the probe to be sent now, if it is time.
     pub fn poll_probe(&mut self, now: Instant) -> Option<u64> {
+        self.expire(now);
         if now < self.next {
             return None;
         }
-        self.expire(now);
         self.next = now + self.interval;
         self.sequence += 1;
         if self.outstanding.len() == OUTSTANDING_MAX {
@@ -92,39 +91,41 @@ impl PathHealth {
     /// An authentic answer came. Returns the round trip if it answers a probe that was waited for.
     pub fn on_reply(&mut self, now: Instant, sequence: u64, draining: bool) -> Option<Duration> {
         let at = self.outstanding.iter().position(|&(sent, _)| sent == sequence)?;
-        let (_, sent) = self.outstanding.remove(at)?;
+        // Those before it are lost: later ones are answered already. What is left was all sent after this one.
+        let (_, sent) = self.outstanding.drain(..=at).next_back()?;
         let rtt = now.saturating_duration_since(sent);
         // RFC 6298: a new sample weighs an eighth.
         self.srtt = Some(self.srtt.map_or(rtt, |srtt| (srtt * 7 + rtt) / 8));
-        self.loss *= 1.0 - LOSS_WEIGHT;
-        self.missed = 0;
+        (0..at).for_each(|_| self.count(true));
+        self.count(false);
         self.state = if draining { PathState::Draining } else { PathState::Live };
         Some(rtt)
     }
 
-    /// The path was proved alive from the other side (its authentic probe came), which counts while ours cannot be
-    /// sent for want of a key.
-    pub fn on_peer_probe(&mut self) {
-        self.missed = 0;
-        if self.state != PathState::Draining {
-            self.state = PathState::Live;
+    /// How long the oldest unanswered probe is waited for. By then two more were sent and not answered either, so
+    /// that one lost packet kills no path: 110 ms at the busy interval on a short path.
+    fn patience(&self) -> Duration {
+        match self.srtt {
+            Some(srtt) => self.interval * 2 + (self.interval / 5).max(srtt * 2),
+            // Its length is not known yet.
+            None => self.interval * 10,
         }
     }
 
     fn expire(&mut self, now: Instant) {
-        // Before the first answer the path's length is not known: between gateways a second, as RFC 6298 has it.
-        let patience = self.srtt.map_or(self.interval * 5, |srtt| self.interval.max(srtt * 2));
+        let patience = self.patience();
         while let Some(&(_, sent)) = self.outstanding.front() {
             if now.saturating_duration_since(sent) < patience {
                 break;
             }
             self.outstanding.pop_front();
-            self.missed += 1;
-            self.loss += (1.0 - self.loss) * LOSS_WEIGHT;
-        }
-        if self.missed >= MISSED_MAX {
+            self.count(true);
             self.state = PathState::Dead;
         }
+    }
+
+    fn count(&mut self, lost: bool) {
+        self.loss += (if lost { 1.0 } else { 0.0 } - self.loss) * LOSS_WEIGHT;
     }
 
     /// What is known of it.
@@ -178,18 +179,32 @@ mod tests {
         assert_eq!(first, 101);
         assert!(path.usable(), "untried paths are used");
         assert_eq!(path.on_reply(start + Duration::from_millis(1), first, false), Some(Duration::from_millis(1)));
-        let mut died = None;
-        for step in 1..10 {
-            path.poll_probe(start + STEP * step).expect("due");
-            if !path.usable() && died.is_none() {
-                died = Some(step);
+        let (mut now, mut asked, mut last) = (start, 0, first);
+        while path.usable() {
+            now = path.next_timeout();
+            if let Some(sequence) = path.poll_probe(now) {
+                (asked, last) = (asked + 1, sequence);
             }
         }
-        assert_eq!(died, Some(4), "150 ms after the first probe that got no answer");
+        assert_eq!((asked, now), (3, start + Duration::from_millis(160)));
         assert!(path.loss() > 0.0);
-        let late = path.sequence;
-        path.on_reply(start + STEP * 10, late, false).expect("was waited for");
+        path.on_reply(now, last, false).expect("was waited for");
         assert_eq!(path.state(), PathState::Live);
+    }
+
+    #[test]
+    fn single_losses_kill_no_path_and_are_counted() {
+        let start = Instant::now();
+        let mut path = PathHealth::new(start, STEP, 0);
+        for step in 0..1000 {
+            let now = start + STEP * step;
+            let sequence = path.poll_probe(now).expect("due");
+            if step % 3 == 0 {
+                path.on_reply(now, sequence, false).expect("was waited for");
+            }
+            assert!(path.usable(), "step {step}");
+        }
+        assert!((0.6..0.72).contains(&path.loss()), "{}", path.loss());
     }
 
     #[test]

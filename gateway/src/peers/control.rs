@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use isthmus_identity::Tls;
 use isthmus_model::{ClusterId, ClusterName};
+use isthmus_tunnel::frame::{FrameError, read_frame, write_frame};
 use isthmus_tunnel::probe::ProbeKey;
 use isthmus_tunnel::ticket::TicketKeys;
 use isthmus_wire::federation::link_control::Message;
@@ -18,7 +19,6 @@ use rustls::pki_types::CertificateDer;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::frame::{FrameError, read_frame, write_frame};
 use super::{Destination, PeerEvent, PeersShared, WantedPeer};
 
 pub use stream_open::Class;
@@ -38,7 +38,7 @@ pub(super) enum LinkNews {
     /// It is used no more.
     Undialled { cluster: ClusterId, address: SocketAddr },
     /// The key of probes to a cluster.
-    ProbeKey { cluster: ClusterId, key: ProbeKey },
+    ProbeKey { cluster: ClusterId, key: Box<ProbeKey> },
     /// A control connection stands.
     Up { link: LinkHandle, dialled: Option<SocketAddr> },
     /// It is gone.
@@ -332,7 +332,7 @@ async fn take(shared: &PeersShared, link: &LinkHandle, sample: &mut Option<(u64,
         Message::ProbeKeys(keys) => {
             let key = keys.key.as_slice().try_into().ok().zip(u8::try_from(keys.generation).ok());
             if let Some((key, generation)) = key {
-                let key = ProbeKey::new(generation, key);
+                let key = Box::new(ProbeKey::new(generation, key));
                 let _ = shared.news.send(LinkNews::ProbeKey { cluster: link.id(), key }).await;
             }
         }

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use isthmus_model::{ClusterId, ClusterName};
-use isthmus_tunnel::link::{INTERVAL_LINK, PathHealth, PathState};
+use isthmus_tunnel::link::{INTERVAL_BUSY, INTERVAL_LINK, PathHealth, PathState};
 use isthmus_tunnel::probe::{Probe, ProbeKey};
 use isthmus_tunnel::route::{FlowSocket, Hop, LinkTable, PeerProbe};
 use rustc_hash::FxHashMap;
@@ -212,6 +212,13 @@ impl Flows {
             }
         }
         due
+    }
+
+    /// Whether `cluster`'s link carries traffic: then a dead flow must be left before anybody notices.
+    pub(super) fn set_busy(&mut self, now: Instant, cluster: ClusterId, busy: bool) {
+        let interval = if busy { INTERVAL_BUSY } else { INTERVAL_LINK };
+        let links = self.links.iter_mut().filter(|(key, _)| key.cluster() == cluster);
+        links.flat_map(|(_, link)| &mut link.flows).for_each(|flow| flow.health.set_interval(now, interval));
     }
 
     /// When [`Flows::poll`] has something to do next.

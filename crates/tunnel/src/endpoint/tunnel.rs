@@ -20,6 +20,8 @@ use crate::stream::{ByteStream, ResetCode, StreamHeader, StreamKind};
 const SUSPECT_AFTER_MIN: Duration = Duration::from_secs(1);
 /// How long a tunnel has to show that it survived a change of path.
 const RECOVERY_AFTER_CHANGE: Duration = Duration::from_secs(1);
+/// How long a stream waits for the peer to permit more of them.
+const PERMISSION_PATIENCE: Duration = Duration::from_secs(10);
 /// How often an open tunnel with streams is looked at.
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -301,9 +303,9 @@ impl<P: Clone + Send + Sync + 'static> Tunnel<P> {
     async fn bare_stream(&self) -> Result<ByteStream, OpenError> {
         let guard = StreamGuard::new(&self.state.usage);
         let opening = self.state.connection.open_bi();
-        // quinn waits for the peer's permission; a round trip and more is too long when a second tunnel may be had.
-        let patience = (self.state.connection.rtt() * 2).max(Duration::from_millis(50));
-        match tokio::time::timeout(patience, opening).await {
+        // quinn waits for the peer's permission. While a gateway restarts that takes as long as the restart; who
+        // wants to wait less has a second tunnel, or drops this future.
+        match tokio::time::timeout(PERMISSION_PATIENCE, opening).await {
             Ok(Ok((send, recv))) => Ok(ByteStream::counted(send, recv, &guard)),
             Ok(Err(error)) => Err(OpenError::Closed(error)),
             Err(_) => Err(OpenError::Full),

@@ -31,7 +31,7 @@ impl FrameReader {
     /// The next event, `None` at a clean end.
     pub(super) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Event>, HttpError>> {
         loop {
-            if let Some(event) = self.decoder.next().map_err(HttpError::Protocol)? {
+            if let Some(event) = self.decoder.next_event().map_err(HttpError::Protocol)? {
                 return Poll::Ready(Ok(Some(event)));
             }
             match ready!(self.recv.poll_read_chunk(cx, CHUNK_MAX)).map_err(HttpError::from_io)? {

@@ -57,7 +57,7 @@ pub struct FrameDecoder {
 }
 
 impl FrameDecoder {
-    /// Hands over the next chunk. Call only when [`FrameDecoder::next`] has returned `None`.
+    /// Hands over the next chunk. Call only when [`FrameDecoder::next_event`] has returned `None`.
     pub fn push(&mut self, chunk: Bytes) {
         debug_assert!(self.chunk.is_empty());
         self.chunk = chunk;
@@ -81,7 +81,7 @@ impl FrameDecoder {
     ///
     /// # Errors
     /// A fixed text if the peer broke the framing; the stream is of no more use.
-    pub fn next(&mut self) -> Result<Option<Event>, &'static str> {
+    pub fn next_event(&mut self) -> Result<Option<Event>, &'static str> {
         loop {
             if self.data_left > 0 {
                 if self.chunk.is_empty() {
@@ -183,7 +183,7 @@ mod tests {
         let (mut decoder, mut events, mut data) = (FrameDecoder::default(), Vec::new(), Vec::new());
         for chunk in chunks {
             decoder.push(chunk);
-            while let Some(event) = decoder.next()? {
+            while let Some(event) = decoder.next_event()? {
                 match event {
                     Event::Data(bytes) => data.extend(bytes),
                     other => events.push(other),

@@ -213,11 +213,15 @@ mod tests {
     #[test]
     fn a_head_over_the_limits_is_refused_by_its_sender() {
         let mut many = request();
-        (0..100).for_each(|n| drop(many.headers.append("x-more", HeaderValue::from(n))));
+        for number in 0..100 {
+            many.headers.append("x-more", HeaderValue::from(number));
+        }
         assert_eq!(encode_request(&many, &mut BytesMut::new()), Err(HeadError::TooMany));
         let mut long = request();
         let value = HeaderValue::from_bytes(&[b'a'; 40_000]).expect("legal");
-        (0..2).for_each(|_| drop(long.headers.append("x-long", value.clone())));
+        for _ in 0..2 {
+            long.headers.append("x-long", value.clone());
+        }
         assert_eq!(encode_request(&long, &mut BytesMut::new()), Err(HeadError::TooLong));
     }
 
