@@ -125,7 +125,8 @@ fn how(mode: Mode, limitation: Option<&str>) -> String {
 fn told_not(demo: &mut Demo, error: anyhow::Error) -> Failure {
     demo.mesh.lab_mut().keep_dir();
     let logs = demo.mesh.logs();
-    let fix = format!("every process's log is in {} until the next demo starts", logs.display());
+    let fix =
+        format!("every process's log is in {}; remove {} when read", logs.display(), demo.mesh.lab().dir().display());
     Failure::from_chain(Exit::Failed, &error.context("the demo could not go on")).fix(fix)
 }
 

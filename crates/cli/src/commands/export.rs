@@ -52,7 +52,7 @@ pub async fn export(args: Export, context: &Context) -> Result<(), Failure> {
     let request = ApplyRequest { files: vec![file], dry_run: args.dry_run };
     let answer = context.connect().await?.apply(request).await.map_err(refused)?.into_inner();
     report(&answer, args.dry_run, context)?;
-    render::note(&format!("Callable in every cluster that may, as http://{name}.{namespace}.svc.clusterset.local"));
+    render::note(&format!("Clusters that may call it reach it as http://{name}.{namespace}.svc.clusterset.local"));
     Ok(())
 }
 

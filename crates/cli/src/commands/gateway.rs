@@ -9,6 +9,9 @@ use isthmus_runtime::shutdown::on_signals;
 use super::logging::LogOptions;
 use crate::failure::{Exit, Failure};
 
+/// Threads of the control plane: one may sign or compress while the other answers probes and streams.
+const CONTROL_THREADS: usize = 2;
+
 /// Options of `isthmus gateway`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -30,7 +33,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let config = GatewayConfig::load(&args.config)?;
     args.log.init()?;
     // The packet path has threads of its own; these carry sessions, links and the registry.
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(CONTROL_THREADS).enable_all().build()?;
     let ran = runtime.block_on(async {
         let shutdown = on_signals()?;
         isthmus_gateway::run(config, args.drain, shutdown).await
