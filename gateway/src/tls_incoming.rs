@@ -37,8 +37,8 @@ pub struct TlsConnection {
 /// Who is at the other end: an extension of every request on the connection.
 #[derive(Debug)]
 pub struct PeerInfo {
-    /// Its address.
-    pub remote: SocketAddr,
+    /// The address of ours that it dialled.
+    pub local: SocketAddr,
     /// Its verified certificates, leaf first; empty if it showed none.
     pub chain: Vec<rustls::pki_types::CertificateDer<'static>>,
 }
@@ -97,11 +97,12 @@ async fn run(
 async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, remote: SocketAddr) -> Option<TlsConnection> {
     // Small messages both ways: waiting to fill a segment would cost a round trip.
     let _ = stream.set_nodelay(true);
+    let local = stream.local_addr().ok()?;
     match timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
         Ok(Ok(stream)) => {
             let chain = stream.get_ref().1.peer_certificates().map(|certs| certs.to_vec()).unwrap_or_default();
             let chain = chain.into_iter().map(|cert| cert.into_owned()).collect();
-            Some(TlsConnection { stream, info: Arc::new(PeerInfo { remote, chain }) })
+            Some(TlsConnection { stream, info: Arc::new(PeerInfo { local, chain }) })
         }
         Ok(Err(error)) => {
             tracing::info!(%remote, %error, "TLS handshake refused");

@@ -3,7 +3,7 @@
 //! Owns sockets and tasks; what a sidecar hears next is decided in [`super::session`], what is true
 //! in [`crate::hub`], who may have which certificate in [`crate::issue`].
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -80,12 +80,13 @@ impl Discovery for DiscoveryService {
 
     async fn session(&self, request: Request<Streaming<ToGateway>>) -> Result<Response<Downstream>, Status> {
         let account = self.shared.account(&request)?;
+        let local = request.extensions().get::<Arc<PeerInfo>>().map(|info| info.local.ip());
         let (down, stream) = mpsc::channel(OUTGOING_MAX);
         let shared = self.shared.clone();
         let up = request.into_inner();
         // Ends with the stream or with `shutdown`, which the server's own shutdown waits for.
         tokio::spawn(async move {
-            if let Err(status) = shared.serve(account, up, &down).await {
+            if let Err(status) = shared.serve(account, local, up, &down).await {
                 tracing::info!(%status, "sidecar session ended");
                 let _ = down.send(Err(status)).await;
             }
@@ -105,6 +106,7 @@ impl Shared {
     async fn serve(
         &self,
         account: ServiceAccount,
+        local: Option<IpAddr>,
         mut up: Streaming<ToGateway>,
         down: &mpsc::Sender<Result<ToProxy, Status>>,
     ) -> Result<(), Status> {
@@ -125,6 +127,7 @@ impl Shared {
             down,
             served: None,
             links_sent: None,
+            local,
         };
         self.sidecars.opened(&key, conversation.process, conversation.number, register.version.clone());
         let result = conversation.run(&mut up, registration).await;
@@ -184,6 +187,8 @@ struct Conversation<'a> {
     down: &'a mpsc::Sender<Result<ToProxy, Status>>,
     served: Option<Vec<ServedPort>>,
     links_sent: Option<Instant>,
+    /// The address of this replica as the sidecar dialled it.
+    local: Option<IpAddr>,
 }
 
 impl Conversation<'_> {
@@ -203,7 +208,7 @@ impl Conversation<'_> {
         let (first_keys, first_trust) = (keys.borrow_and_update().clone(), trust.borrow_and_update().clone());
         self.say(Down::EndpointKeys(first_keys)).await?;
         self.say(Down::Trust(first_trust)).await?;
-        self.say(Down::Replicas(self.shared.sidecars.replicas())).await?;
+        self.say(Down::Replicas(self.shared.sidecars.replicas(self.local))).await?;
         self.tell_changes().await?;
         let mut links = tokio::time::interval(LINKS_EVERY);
         loop {

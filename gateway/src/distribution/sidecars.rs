@@ -4,6 +4,7 @@
 //! so that a fresh one rebuilds its table from the sidecars themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -236,9 +237,21 @@ impl Sidecars {
         self.cid_keys.store(Arc::new(keys));
     }
 
-    /// All replicas of this cluster.
-    pub fn replicas(&self) -> Replicas {
-        Replicas::clone(&self.replicas.load())
+    /// All replicas of this cluster, for a sidecar that dialled this one at `local`: a replica that listens
+    /// on all its addresses is reached at that one.
+    pub fn replicas(&self, local: Option<IpAddr>) -> Replicas {
+        let mut replicas = Replicas::clone(&self.replicas.load());
+        for replica in &mut replicas.replicas {
+            for address in [&mut replica.udp_address, &mut replica.session_address] {
+                match (address.parse::<SocketAddr>(), local) {
+                    (Ok(bound), Some(local)) if bound.ip().is_unspecified() => {
+                        *address = SocketAddr::new(local, bound.port()).to_string();
+                    }
+                    _ => {}
+                }
+            }
+        }
+        replicas
     }
 
     /// The replicas changed.
