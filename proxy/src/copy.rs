@@ -166,7 +166,7 @@ mod tests {
     async fn much_data_arrives_whole_and_grows_the_buffer() {
         let (mut client, mut near) = duplex(1 << 20);
         let (mut far, mut server) = duplex(1 << 20);
-        let sent: Vec<u8> = (0..3_000_000u32).map(|n| (n * 31 >> 3) as u8).collect();
+        let sent: Vec<u8> = (0..3_000_000u32).map(|n| ((n * 31) >> 3) as u8).collect();
         let mut copied = Copied::default();
         let copy = copy_both(&mut near, &mut far, &mut copied);
         let send = async {

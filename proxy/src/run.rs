@@ -111,7 +111,10 @@ pub async fn run(config: Config, logging: Option<LogHandle>, shutdown: Cancellat
 
     let enrolled = match enrol(&config, &shutdown).await {
         Ok(enrolled) => Arc::new(enrolled),
-        Err(EnrolError::Stopped) => return Ok(end(ending, tasks).await),
+        Err(EnrolError::Stopped) => {
+            end(ending, tasks).await;
+            return Ok(());
+        }
         Err(error) => {
             end(ending, tasks).await;
             return Err(error.into());
