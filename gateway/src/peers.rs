@@ -349,10 +349,6 @@ impl Peers {
                     None => LinkKey::Accepted(link.id(), link.replica()),
                 };
                 flows.name_replica(key, link.replica());
-                self.shared.links.lock().insert(link.number(), link);
-            }
-            LinkNews::Down { number } => {
-                self.shared.links.lock().remove(&number);
             }
             LinkNews::Undialled { cluster, address } => flows.remove(LinkKey::Dialled(cluster, address)),
         }

@@ -41,8 +41,6 @@ pub(super) enum LinkNews {
     ProbeKey { cluster: ClusterId, key: Box<ProbeKey> },
     /// A control connection stands.
     Up { link: LinkHandle, dialled: Option<SocketAddr> },
-    /// It is gone.
-    Down { number: u64 },
 }
 
 /// A control connection that stands or stood. Cheap to clone.
@@ -167,19 +165,37 @@ pub(super) async fn serve(
     };
     let (link, mut control) = greeted;
     tracing::info!(cluster = %link.cluster(), replica = link.replica(), address = %link.address(), "link is up");
+    let _standing = Standing::new(shared, &link);
     let up = LinkNews::Up { link: link.clone(), dialled: dialled.map(|(address, _)| address) };
     let _ = shared.news.send(up).await;
     let _ = shared.events.send(PeerEvent::Up(link.clone())).await;
-    let why = tokio::select! {
+    tokio::select! {
         error = connection.closed() => error.to_string(),
         why = control.run(shared, &link) => why,
         why = accept_streams(shared, &link) => why,
-    };
-    // Down must be told even when this task is being stopped: what is sent here waits for no one.
-    connection.close(0u32.into(), b"");
-    let _ = shared.news.send(LinkNews::Down { number: link.number() }).await;
-    let _ = shared.events.send(PeerEvent::Down(link)).await;
-    why
+    }
+}
+
+/// A control connection that stands. Its end is told however it came about, also when its task was stopped.
+struct Standing<'a> {
+    shared: &'a PeersShared,
+    link: LinkHandle,
+}
+
+impl<'a> Standing<'a> {
+    fn new(shared: &'a PeersShared, link: &LinkHandle) -> Self {
+        shared.links.lock().insert(link.number(), link.clone());
+        Self { shared, link: link.clone() }
+    }
+}
+
+impl Drop for Standing<'_> {
+    fn drop(&mut self) {
+        self.link.close("");
+        self.shared.links.lock().remove(&self.link.number());
+        // Who missed it in a full queue sees the handle closed at its next use.
+        let _ = self.shared.events.try_send(PeerEvent::Down(self.link.clone()));
+    }
 }
 
 /// Both ends of the control stream.
