@@ -216,6 +216,26 @@ async fn a_killed_gateway_that_comes_back_costs_no_request() {
 }
 
 #[tokio::test]
+async fn a_tcp_stream_outlives_an_outage_and_goes_on_soon_after_it() {
+    let Bed { alpha, beta, gateway_a: _gateway_a, gateway_b, client, server } = Bed::start().await;
+    let tunnel = client.dial(&beta, server.name, alpha.ticket_to(&beta, server.name)).await.expect("a tunnel");
+    let mut stream = Carrier::open(&tunnel, &target(5432)).await.expect("opened");
+    stream.write_all(b"a").await.expect("sent");
+    assert_eq!(stream.read_u8().await.expect("echoed"), b'a');
+    let (address, table) = (gateway_b.address, (*gateway_b.router.local()).clone());
+    gateway_b.kill().await;
+    stream.write_all(b"b").await.expect("queued");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(tunnel.is_suspect(), "its data went unacknowledged");
+    let _gateway_b = Gateway::start(&beta, table, address, vec![]);
+    let start = Instant::now();
+    assert_eq!(stream.read_u8().await.expect("echoed"), b'b');
+    println!("5 s without a gateway: the stream went on {:?} after its return", start.elapsed());
+    assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());
+    until("it is trusted again", || !tunnel.is_suspect()).await;
+}
+
+#[tokio::test]
 async fn with_two_replicas_a_dead_one_is_left_within_the_probes_patience() {
     let bed = Bed::start().await;
     let second = Gateway::start(&bed.alpha, bed.alpha.table(1), free_address(), vec![bed.gateway_b.address]);

@@ -175,7 +175,11 @@ impl<P> TunnelState<P> {
 
     fn watch(&self, now: Instant) -> bool {
         let stats = self.connection.stats();
-        let sent = stats.frame_tx.stream + stats.frame_tx.datagram;
+        let tx = &stats.frame_tx;
+        // A probe timeout sends again whatever is outstanding and asks for an immediate ACK. So do probes of a larger
+        // MTU, which may well be lost and do not count.
+        let probes = (tx.ping + tx.immediate_ack).saturating_sub(2 * stats.path.sent_plpmtud_probes);
+        let sent = tx.stream + tx.datagram + tx.crypto + tx.new_connection_id + tx.retire_connection_id + probes;
         // PTO = rtt + 4 rttvar + max_ack_delay (RFC 9002 §6.2); without rttvar at hand, its start value rtt / 2.
         let pto = stats.path.rtt * 3 + Duration::from_millis(25);
         let patience = (pto * 3).max(SUSPECT_AFTER_MIN);
@@ -225,11 +229,12 @@ async fn attend<P: Send + Sync + 'static>(
             () = tokio::time::sleep(WATCH_INTERVAL), if !idle => {
                 let Some(state) = state.upgrade() else { return };
                 let now = Instant::now();
-                state.watch(now);
+                // quinn doubles its probe timeout without end: after an outage of 10 s it would look again 10 s later.
+                let patience = if state.watch(now) { SUSPECT_AFTER_MIN } else { keep_alive };
                 let received = connection.stats().udp_rx.datagrams;
                 if received != heard.0 {
                     heard = (received, now);
-                } else if now.duration_since(heard.1) >= keep_alive {
+                } else if now.duration_since(heard.1) >= patience {
                     heard.1 = now;
                     // The smallest thing that must be acknowledged and that can be asked of quinn.
                     let _ = connection.send_datagram(bytes::Bytes::from_static(&[0]));
@@ -407,5 +412,38 @@ impl<P: Clone + Send + Sync + 'static> Carrier for Tunnel<P> {
 
     fn is_suspect(&self) -> bool {
         Tunnel::is_suspect(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn data_without_an_acknowledgement_makes_a_tunnel_suspect_and_one_clears_it() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut silence = Silence::default();
+        assert!(!silence.look(at(0), 5, 5, PATIENCE));
+        assert!(!silence.look(at(5000), 5, 5, PATIENCE), "an idle tunnel is not silent");
+        assert!(!silence.look(at(5100), 5, 6, PATIENCE), "sent just now");
+        assert!(!silence.look(at(6000), 5, 9, PATIENCE));
+        assert!(silence.look(at(6100), 5, 9, PATIENCE));
+        assert!(!silence.look(at(6200), 6, 9, PATIENCE));
+    }
+
+    #[test]
+    fn after_a_change_of_path_a_second_without_acknowledgement_is_enough() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let long = Duration::from_secs(5);
+        let mut silence = Silence::default();
+        silence.look(at(0), 1, 1, long);
+        silence.look(at(100), 1, 2, long);
+        silence.must_recover_by = Some(at(1000));
+        assert!(!silence.look(at(900), 1, 2, long));
+        assert!(silence.look(at(1000), 1, 2, long));
     }
 }
