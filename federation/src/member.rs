@@ -175,6 +175,9 @@ pub struct Status {
     /// Whether it should follow another member's log now: outside the group, or in it without a leader
     /// for 5 s. See [`MemberHandle::follow_request`].
     pub wants_follow: bool,
+    /// Whether its store was restored and it waits to be taken out of the group (or evicted and joined
+    /// again) before it takes part: it may have forgotten a vote.
+    pub restored: bool,
     /// Why it stopped, if it did: it serves what it knows and votes no more.
     pub failed: Option<String>,
 }
@@ -207,7 +210,7 @@ pub(crate) enum Request {
     Propose(SignedEntry, oneshot::Sender<Result<Committed, ProposeError>>),
     ReadIndex(oneshot::Sender<Result<u64, ProposeError>>),
     Serve(FollowRequest, oneshot::Sender<Vec<FollowFrame>>),
-    FollowRequest(oneshot::Sender<FollowRequest>),
+    Follow(oneshot::Sender<FollowRequest>),
     Followed(ClusterId, FollowFrame, oneshot::Sender<Result<(), FrameError>>),
     MintWorkload {
         hash: [u8; 32],
@@ -300,7 +303,7 @@ impl MemberHandle {
 
     /// What to ask another member's log, when [`Status::wants_follow`].
     pub async fn follow_request(&self) -> Result<FollowRequest, ProposeError> {
-        let answer = self.ask(Request::FollowRequest)?;
+        let answer = self.ask(Request::Follow)?;
         answer.await.map_err(|_| ProposeError::Stopped(self.why_stopped()))
     }
 

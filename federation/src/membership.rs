@@ -22,7 +22,7 @@ pub struct Candidate {
     pub region: String,
     /// Its cloud; empty if unknown.
     pub provider: String,
-    /// Whether its log reaches nearly the leader's commit.
+    /// Whether it was heard from lately, and its log reaches nearly the leader's commit.
     pub caught_up: bool,
     /// How long the leader has not heard from it.
     pub silent_ms: u64,
@@ -52,6 +52,20 @@ pub struct Change {
 
 /// The next change, if any is due. `clusters` are the members of the mesh, the leader among them.
 pub fn next(group: &Group, clusters: &[Candidate]) -> Option<Change> {
+    propose(group, clusters).filter(|change| lives(group, change, clusters))
+}
+
+/// Whether a majority of the voters after `change` is there: a joint change into a group that cannot
+/// answer would never end, and nobody could undo it.
+fn lives(group: &Group, change: &Change, clusters: &[Candidate]) -> bool {
+    let mut voters = group.voters.clone();
+    voters.extend(&change.promote);
+    voters.retain(|id| !change.learn.contains(id) && !change.remove.contains(id));
+    let there = |id: &&u64| clusters.iter().any(|c| c.id == **id && c.caught_up);
+    voters == group.voters || voters.iter().filter(there).count() * 2 > voters.len()
+}
+
+fn propose(group: &Group, clusters: &[Candidate]) -> Option<Change> {
     let find = |id: &u64| clusters.iter().find(|candidate| candidate.id == *id);
     let learners_gone: Vec<u64> = group.learners.iter().copied().filter(|id| find(id).is_none()).collect();
     if let Some(id) = learners_gone.first() {
@@ -241,6 +255,14 @@ mod tests {
         clusters[3].caught_up = true;
         let change = next(&group(&[1, 2, 3], &[4]), &clusters);
         assert_eq!(change, Some(Change { promote: vec![4], learn: vec![3], remove: vec![] }));
+    }
+
+    #[test]
+    fn a_group_never_shrinks_to_voters_that_do_not_answer() {
+        let mut clusters = [cluster(1, "a", false)];
+        assert_eq!(next(&group(&[1, 2, 3], &[]), &clusters), None);
+        clusters[0].caught_up = true;
+        assert!(next(&group(&[1, 2, 3], &[]), &clusters).is_some());
     }
 
     #[test]

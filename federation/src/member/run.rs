@@ -118,7 +118,7 @@ impl Member {
             Request::Propose(entry, reply) => driver.propose(waiting.proposal(reply), &entry),
             Request::ReadIndex(reply) => driver.read_index(waiting.read(reply)),
             Request::Serve(request, reply) => drop(reply.send(driver.serve_follow(&request).into_iter().collect())),
-            Request::FollowRequest(reply) => drop(reply.send(driver.follow_request())),
+            Request::Follow(reply) => drop(reply.send(driver.follow_request())),
             Request::Followed(from, frame, reply) => drop(reply.send(driver.followed(from, frame))),
             Request::MintWorkload { hash, account, expires_unix_s, reply } => {
                 drop(reply.send(driver.store_mut().mint(hash, account, expires_unix_s, unix_s())));

@@ -76,6 +76,7 @@ pub enum Output {
     Read(RequestId, Result<u64, ProposeError>),
 }
 
+#[expect(clippy::large_enum_variant, reason = "there is one of it in a process")]
 enum Part {
     Group(Box<Node>),
     Follower(Log, GroupTracker),
@@ -104,6 +105,9 @@ pub struct Driver<S> {
     groups: BTreeMap<u64, ConfState>,
     /// Clusters that are about to leave the mesh, until when: they get no vote meanwhile.
     leaving: BTreeMap<u64, u64>,
+    /// The store was restored and has forgotten votes and promises: no place in the group until the group
+    /// has given up on this cluster.
+    forgetful: bool,
     /// Highest commit seen on a follow stream.
     followed_commit: u64,
     failed: Option<String>,
@@ -144,6 +148,7 @@ impl<S: Store> Driver<S> {
             hashes: BTreeMap::new(),
             groups: BTreeMap::new(),
             leaving: BTreeMap::new(),
+            forgetful: loaded.forgetful,
             followed_commit: 0,
             failed: None,
             store,
@@ -225,6 +230,9 @@ impl<S: Store> Driver<S> {
             let from_leader = [MessageType::MsgAppend, MessageType::MsgHeartbeat, MessageType::MsgSnapshot];
             if !from_leader.iter().any(|kind| *kind as i32 == message.msg_type) {
                 return refuse("not_member", "this cluster is not in the group".into());
+            }
+            if self.forgetful {
+                return refuse("restored", "the store was restored: waiting to be taken out of the group".into());
             }
             self.enter_group();
         }
@@ -411,6 +419,7 @@ impl<S: Store> Driver<S> {
                 status.wants_follow = self.ticks.saturating_sub(self.leaderless_since) > LEADERLESS_TICKS;
             }
             Part::Follower(log, _) => {
+                status.restored = self.forgetful;
                 status.term = log.hard_state().term;
                 status.commit = self.followed_commit.max(applied);
                 status.wants_follow = true;

@@ -3,6 +3,8 @@
 use isthmus_model::service::{Export, Patterns, Protocol, ServicePort};
 use isthmus_model::{ClusterName, ServiceAccount};
 
+use raft::eraftpb::ConfState;
+
 use super::keys;
 use super::network::Weather;
 use super::oracle::Violation;
@@ -130,8 +132,26 @@ impl World {
             }
             17..=18 => self.invite(),
             19 => self.dismiss(victim),
+            20 => self.lose_disk(victim, down),
             _ => {}
         }
+    }
+
+    /// One disk a run is lost for good and its store restored, where the rest of the group can do without,
+    /// and nobody leaves: a group that shrinks to a voter whose disk is then lost is lost with it.
+    fn lose_disk(&mut self, victim: u16, down: u64) {
+        // The others must know that they can do without: a change of the group counts from where it is applied.
+        let others = self.clusters.values().filter(|cluster| cluster.id != victim);
+        let nodes = others.filter_map(|cluster| cluster.driver.as_ref()?.consensus());
+        let knows = |state: &ConfState| state.voters.len() >= 3 && state.voters_outgoing.is_empty();
+        let knowing = nodes.filter(|node| knows(node.conf_state())).count();
+        let spared = knowing >= 2 && knowing * 2 > self.clusters.len();
+        if self.voters_lost || !spared {
+            return;
+        }
+        self.voters_lost = true;
+        self.crash(victim, down);
+        self.clusters[&victim].platter.restore();
     }
 
     /// The operator makes a token; two gateways try to use it at once, with different keys.
@@ -173,7 +193,8 @@ impl World {
         if self.clusters.values().filter(|c| !c.gone).count() <= 2 {
             return;
         }
-        let Some(by) = self.someone() else { return };
+        let Some(by) = self.someone().filter(|_| !self.voters_lost || self.dismissing) else { return };
+        (self.voters_lost, self.dismissing) = (true, true);
         let cluster = self.clusters[&victim].name.clone();
         let entry = match self.rng.chance(500) {
             true => self.sign_as(victim, Command::Leave {}),

@@ -102,6 +102,10 @@ pub struct World {
     pub(super) joining: BTreeSet<ClusterName>,
     pub(super) mutation: Mutation,
     pub(super) report: Report,
+    /// Whether a cluster's disk was lost, or clusters leave: not both in one run.
+    pub(super) voters_lost: bool,
+    /// Whether clusters leave in this run.
+    pub(super) dismissing: bool,
     /// Requests that a driver was asked for on behalf of another cluster: its own id to the asker's.
     proxied: BTreeMap<u64, (u16, u64)>,
 }
@@ -125,6 +129,8 @@ impl World {
             joining: BTreeSet::new(),
             mutation,
             report: Report { seed, ..Report::default() },
+            voters_lost: false,
+            dismissing: false,
             proxied: BTreeMap::new(),
         };
         world.add_cluster(FOUNDER as u16, "c0".parse().expect("a label"), keys::cluster_certificate("c0", 0));

@@ -217,6 +217,7 @@ impl Store for DiskStore {
             entries: self.read_log()?,
             snapshot,
             in_group: self.meta("in_group")?.is_some_and(|flag| flag == [1]),
+            forgetful: self.meta("forgetful")?.is_some_and(|flag| flag == [1]),
             fresh: self.meta("hard_state")?.is_none() && self.meta("in_group")?.is_none(),
         };
         check(&loaded).map_err(|what| corrupt(&self.path, what))?;
@@ -259,6 +260,9 @@ impl Store for DiskStore {
             if let Some(in_group) = persist.in_group {
                 meta.insert("in_group", sealed(&[u8::from(in_group)]).as_slice())?;
             }
+            if let Some(forgetful) = persist.forgetful {
+                meta.insert("forgetful", sealed(&[u8::from(forgetful)]).as_slice())?;
+            }
             if let Some(hard_state) = &hard_state {
                 meta.insert("hard_state", sealed(&hard_state.encode_to_vec()).as_slice())?;
             }
@@ -266,6 +270,31 @@ impl Store for DiskStore {
         })?;
         Ok(persist.made_durable())
     }
+}
+
+/// Sets a damaged file aside and puts a fresh one in its place, whose log comes from the other clusters.
+///
+/// Votes and promises are forgotten with the old file, so the member takes no part in the Raft group until
+/// the group has replaced it (after 10 minutes of silence, where another cluster can take its place), or
+/// it was evicted and has joined again. Workload tokens that were not used yet are gone. Returns where the
+/// old file lies now.
+///
+/// # Errors
+/// [`StoreError::Io`], and [`StoreError::Busy`] while a member runs on the file.
+pub fn restore(dir: &Path, mesh: &str, cluster: &str) -> Result<PathBuf, StoreError> {
+    let path = dir.join(FILE);
+    let io = |error: std::io::Error| StoreError::Io { file: path.display().to_string(), what: error.to_string() };
+    // Sound or damaged, it is set aside, as the operator said; but not from under a running member.
+    if let Err(busy @ StoreError::Busy { .. }) = DiskStore::open(dir, mesh, cluster) {
+        return Err(busy);
+    }
+    let unused = |number: &u32| !dir.join(format!("{FILE}.damaged-{number}")).exists();
+    let number = (1..u32::MAX).find(unused).unwrap_or(u32::MAX);
+    let aside = dir.join(format!("{FILE}.damaged-{number}"));
+    std::fs::rename(&path, &aside).map_err(io)?;
+    let mut fresh = DiskStore::open(dir, mesh, cluster)?;
+    let _proof = fresh.write(&Persist { forgetful: Some(true), in_group: Some(false), ..Persist::default() })?;
+    Ok(aside)
 }
 
 /// Opens the file, checking every page.
@@ -396,6 +425,24 @@ mod tests {
         }
         std::panic::set_hook(quiet);
         assert!(refused > 20, "only {refused} damages were seen");
+    }
+
+    #[test]
+    fn a_restored_store_starts_afresh_and_remembers_that_it_forgot() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = open(dir.path()).unwrap();
+        assert!(matches!(restore(dir.path(), "m", "c0"), Err(StoreError::Busy { .. })));
+        let persist =
+            Persist { entries: vec![entry(1, 1)], hard_state: state(1, 1), in_group: Some(true), ..Persist::default() };
+        let _ = store.write(&persist).unwrap();
+        drop(store);
+        std::fs::write(dir.path().join(FILE), b"rubbish").unwrap();
+        let error = open(dir.path()).err().unwrap().to_string();
+        assert!(error.contains("isthmus store restore"), "{error}");
+        let aside = restore(dir.path(), "m", "c0").unwrap();
+        assert_eq!(std::fs::read(aside).unwrap(), b"rubbish");
+        let loaded = open(dir.path()).unwrap().load().unwrap();
+        assert!(loaded.forgetful && !loaded.in_group && !loaded.fresh && loaded.entries.is_empty());
     }
 
     #[test]

@@ -52,6 +52,14 @@ impl Platter {
         state.fault = None;
     }
 
+    /// The disk was lost, and `isthmus store restore` put a fresh one in its place.
+    pub fn restore(&self) {
+        let mut state = self.0.lock();
+        state.unsynced.clear();
+        state.synced = Loaded { forgetful: true, ..Loaded::default() };
+        state.written = true;
+    }
+
     /// The next write fails.
     pub fn fail_next(&self, fault: Fault) {
         self.0.lock().fault = Some(fault);
@@ -124,6 +132,9 @@ fn apply(loaded: &mut Loaded, persist: &Persist) {
             loaded.base = (last.index, last.term);
         }
         loaded.entries.drain(..count);
+    }
+    if let Some(forgetful) = persist.forgetful {
+        loaded.forgetful = forgetful;
     }
     if let Some(in_group) = persist.in_group {
         loaded.in_group = in_group;

@@ -26,6 +26,8 @@ pub struct Loaded {
     pub snapshot: Snapshot,
     /// Whether this cluster takes part in the Raft group.
     pub in_group: bool,
+    /// Whether the store was restored and must not take part yet.
+    pub forgetful: bool,
     /// Whether nothing was ever written.
     pub fresh: bool,
 }
@@ -52,7 +54,7 @@ pub trait Store {
 pub enum StoreError {
     /// The file is damaged.
     #[error(
-        "{file} is damaged: {what}. This member will not start from it: a shorter log could lose acknowledged writes. Restore it with `isthmus store restore --dir {dir}`, which fetches the log from the other clusters"
+        "{file} is damaged: {what}. This member will not start from it: a shorter log could lose acknowledged writes. Restore it with `isthmus store restore --dir {dir}`: the log then comes from the other clusters"
     )]
     Corrupt {
         /// Which file.

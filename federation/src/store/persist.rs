@@ -17,6 +17,8 @@ pub struct Persist {
     pub compact: Option<(Snapshot, u64)>,
     /// Whether this store's cluster takes part in the Raft group from now on, or no longer.
     pub in_group: Option<bool>,
+    /// Whether the store was restored and must not take part yet.
+    pub forgetful: Option<bool>,
     /// Whether a crash may lose it: only where nothing promised depends on it (a commit position).
     pub lazy: bool,
 }
@@ -34,6 +36,7 @@ impl Persist {
             && self.install.is_none()
             && self.compact.is_none()
             && self.in_group.is_none()
+            && self.forgetful.is_none()
     }
 
     /// Stores make this, after the write; nobody else can.

@@ -81,7 +81,7 @@ impl<S: Store> Driver<S> {
         self.hashes.insert(entry.index, self.machine.registry().hash);
         let context = entry.context.as_slice().try_into().map(u64::from_be_bytes).ok();
         if let Some((request, _)) = context.and_then(|context| self.proposals.remove(&context)) {
-            let outcome = outcome.as_ref().map(|()| ()).map_err(Refusal::from);
+            let outcome = outcome.map_err(|rejection| Refusal::from(&rejection));
             self.outputs.push_back(Output::Proposed(request, Ok(Committed { index: entry.index, outcome })));
         }
     }

@@ -13,7 +13,7 @@ use super::{Driver, Part};
 use crate::der::Fingerprint;
 use crate::machine::Machine;
 use crate::member::FrameError;
-use crate::raft::group::GroupTracker;
+use crate::raft::group::{GroupTracker, contains};
 use crate::raft::log::Log;
 use crate::raft::{snapshot, transport};
 use crate::store::{Persist, Store};
@@ -111,7 +111,17 @@ impl<S: Store> Driver<S> {
         let Part::Follower(log, _) = &self.part else { return };
         let group = log.conf_state();
         let votes = group.voters.contains(&me) || group.voters_outgoing.contains(&me);
-        if votes && self.machine.registry().index >= commit {
+        if self.machine.registry().index < commit {
+            return;
+        }
+        if self.forgetful && !contains(group, me) {
+            // The group counts without this cluster: nothing it forgot is counted on any more.
+            let persist = Persist { forgetful: Some(false), ..Persist::default() };
+            match self.store.write(&persist) {
+                Ok(_) => self.forgetful = false,
+                Err(error) => self.fail(&error),
+            }
+        } else if votes && !self.forgetful {
             self.leaderless_since = self.ticks;
             self.enter_group();
         }

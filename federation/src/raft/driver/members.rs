@@ -13,6 +13,8 @@ use crate::store::{Persist, Store};
 
 /// How long a vote is kept from a cluster that wants to leave: the proposer asks again within it.
 const LEAVING_TICKS: u64 = 100;
+/// A member heard from within these ticks is there: three elections' time.
+const SPEAKS_TICKS: u64 = 30;
 /// A learner this close to the leader's commit has caught up.
 const CAUGHT_UP_ENTRIES: u64 = 64;
 
@@ -63,11 +65,13 @@ impl<S: Store> Driver<S> {
             let id = u64::from(record.id.0);
             let matched = node.progress(id).map_or(0, |(matched, _)| matched);
             let heard = self.heard.get(&id).copied().unwrap_or(0);
+            // What a member acknowledged once says nothing of today: its disk may be gone.
+            let speaks = self.heard.contains_key(&id) && self.ticks - heard <= SPEAKS_TICKS;
             Candidate {
                 id,
                 region: record.facts.locality.region.clone(),
                 provider: record.facts.provider.clone(),
-                caught_up: id == me || matched + CAUGHT_UP_ENTRIES >= committed && matched > 0,
+                caught_up: id == me || speaks && matched > 0 && matched + CAUGHT_UP_ENTRIES >= committed,
                 silent_ms: if id == me { 0 } else { (self.ticks - heard) * self.setup.tick_ms },
             }
         };

@@ -35,7 +35,7 @@ impl Acknowledged {
         for (index, entry) in &self.entries {
             match applied.entry(*index) {
                 Some(found) if found == entry => {}
-                Some(found) if found.is_empty() => {
+                Some([]) => {
                     return Err(format!("acknowledged write at {index} was replaced by a leader's empty entry"));
                 }
                 Some(_) => return Err(format!("acknowledged write at {index} was replaced by another")),
