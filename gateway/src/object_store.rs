@@ -21,6 +21,8 @@ use tokio_util::sync::CancellationToken;
 use crate::hub::Hub;
 use crate::rows::ConfigRow;
 
+/// The code of warnings about objects that other objects contradict.
+const CONTRADICTED: &str = "ISM1003";
 /// How often the directory is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -114,10 +116,20 @@ impl ObjectStore {
     /// # Errors
     /// [`ApplyError`].
     pub fn apply(&self, files: &[(String, Vec<u8>)], dry_run: bool) -> Result<(Vec<Change>, Vec<Warning>), ApplyError> {
-        let (set, warnings) = read(files)?;
+        let (set, mut warnings) = read(files)?;
         let mut inner = self.inner.lock();
         self.refuse_file_objects(&inner, &set)?;
         let mut next = inner.applied.clone();
+        // Contradictions are judged with all that is here, not within the files of one call.
+        let mut all = ObjectSet::default();
+        for object in inner.files.values().map(|(object, _)| object).chain(inner.applied.values()) {
+            all.insert(object.clone());
+        }
+        for object in set.iter() {
+            all.insert(object);
+        }
+        let still: Vec<String> = all.contradictions().into_iter().map(|(_, message)| message).collect();
+        warnings.retain(|warning| warning.code != CONTRADICTED || still.contains(&warning.message));
         let mut changes = Vec::new();
         for object in set.iter() {
             let key = object.key();
