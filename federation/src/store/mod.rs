@@ -10,6 +10,7 @@ mod tokens;
 
 use raft::eraftpb::{Entry, HardState, Snapshot};
 
+pub use disk::restore;
 pub use persist::{Durable, Persist};
 pub use tokens::WorkloadToken;
 
