@@ -7,10 +7,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header, request};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt, Empty};
 use isthmus_identity::PeerIdentity;
@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
 use tokio::time::Sleep;
 
+use crate::access_log::{AccessLog, Entry, Tunnel};
 use crate::balance::InFlight;
 use crate::metrics::{Edge, EdgeLabels, Flags, Metrics, Party, Reporter, RequestEnd, RequestProtocol, Security};
 
@@ -36,6 +37,7 @@ type InboundKey = (Host, String, Option<ClusterName>);
 #[derive(Debug)]
 pub struct Reports {
     metrics: Metrics,
+    access: Option<AccessLog>,
     /// Requests and streams that have not ended; a draining sidecar waits for them.
     open: Arc<AtomicUsize>,
     own: Arc<Party>,
@@ -46,10 +48,10 @@ pub struct Reports {
 
 impl Reports {
     /// Reports of the workload `own`.
-    pub fn new(metrics: Metrics, own: Party) -> Self {
+    pub fn new(metrics: Metrics, access: Option<AccessLog>, own: Party) -> Self {
         let nobody = Arc::new(Party::default());
         let (outbound, inbound) = (Mutex::default(), Mutex::default());
-        Self { metrics, open: Arc::default(), own: Arc::new(own), nobody, outbound, inbound }
+        Self { metrics, access, open: Arc::default(), own: Arc::new(own), nobody, outbound, inbound }
     }
 
     /// Requests and streams that have not ended.
@@ -57,35 +59,44 @@ impl Reports {
         self.open.load(Relaxed)
     }
 
-    /// A request with these headers that began at `started`.
+    /// The endpoint of `host` that a request or stream for `port` goes to.
+    pub fn reached(&self, host: &Host, choice: &Choice<'_>, port: u16) -> Reached {
+        let via = self.access.as_ref().map(|_| Via::endpoint(choice, port));
+        Reached { edge: self.to_endpoint(host, choice), via: via.unwrap_or_default() }
+    }
+
+    /// A request with this head that began at `started`.
     pub fn request(
         &self,
-        edge: Arc<Edge>,
-        headers: &HeaderMap,
+        Reached { edge, via }: Reached,
+        head: &request::Parts,
         request_bytes: Arc<AtomicU64>,
         started: Instant,
     ) -> RequestReport {
-        let kind = headers.get(header::CONTENT_TYPE).map(http::HeaderValue::as_bytes).unwrap_or_default();
+        let kind = head.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
         let grpc = kind.starts_with(b"application/grpc");
-        let protocol = if grpc { RequestProtocol::Grpc } else { RequestProtocol::Http };
-        let (code, grpc_status, flags, open) = (0, None, Flags::NONE, Open::new(&self.open));
         RequestReport {
             edge,
             started,
-            protocol,
+            protocol: if grpc { RequestProtocol::Grpc } else { RequestProtocol::Http },
             request_bytes,
             response_bytes: 0,
-            code,
-            grpc_status,
-            flags,
-            _open: open,
+            code: 0,
+            grpc_status: None,
+            flags: Flags::NONE,
+            head_only: head.method == Method::HEAD,
+            length: None,
+            line: self.access.as_ref().map(|log| Box::new(Line::new(log.clone(), head, via, started))),
+            _open: Open::new(&self.open),
         }
     }
 
     /// A stream that was just opened.
-    pub fn stream(&self, edge: Arc<Edge>) -> StreamReport {
+    pub fn stream(&self, Reached { edge, via }: Reached) -> StreamReport {
         edge.tcp_opened();
-        StreamReport { edge, flags: Flags::NONE, _open: Open::new(&self.open) }
+        let (started, log) = (Instant::now(), self.access.clone());
+        let (flags, sent, received) = (Flags::NONE, 0, 0);
+        StreamReport { edge, flags, sent, received, started, log, via, _open: Open::new(&self.open) }
     }
 
     /// The counters behind.
@@ -94,7 +105,7 @@ impl Reports {
     }
 
     /// The edge to the endpoint that serves `host`.
-    pub fn to_endpoint(&self, host: &Host, choice: &Choice<'_>) -> Arc<Edge> {
+    fn to_endpoint(&self, host: &Host, choice: &Choice<'_>) -> Arc<Edge> {
         let target = &choice.endpoint.target;
         let mut edges = self.outbound.lock();
         // The lookup wants an owned key: one allocation a request, as many as the response has headers.
@@ -122,17 +133,18 @@ impl Reports {
     }
 
     /// The edge of a request that reached no endpoint.
-    pub fn to_nobody(&self, host: Option<&Host>) -> Arc<Edge> {
-        self.edge(Reporter::Source, Arc::clone(&self.own), Arc::clone(&self.nobody), host.cloned(), Security::Unknown)
+    pub fn to_nobody(&self, host: Option<&Host>) -> Reached {
+        let (own, nobody) = (Arc::clone(&self.own), Arc::clone(&self.nobody));
+        self.edge(Reporter::Source, own, nobody, host.cloned(), Security::Unknown).into()
     }
 
     /// The edge from a caller to the own workload.
-    pub fn from_peer(&self, peer: Option<&PeerIdentity>, host: &Host) -> Arc<Edge> {
+    pub fn from_peer(&self, peer: Option<&PeerIdentity>, host: &Host) -> Reached {
         let principal = peer.map(|peer| peer.spiffe.to_string()).unwrap_or_default();
         let key = (host.clone(), principal, peer.and_then(|peer| peer.cluster.clone()));
         let mut edges = self.inbound.lock();
         if let Some(edge) = edges.get(&key) {
-            return Arc::clone(edge);
+            return Arc::clone(edge).into();
         }
         let caller = peer.map(|peer| {
             let account = &peer.spiffe.account;
@@ -150,7 +162,7 @@ impl Reports {
         if edges.len() < EDGES_MAX {
             edges.insert(key, Arc::clone(&edge));
         }
-        edge
+        edge.into()
     }
 
     fn edge(
@@ -193,14 +205,179 @@ pub struct RequestReport {
     code: u16,
     grpc_status: Option<u16>,
     flags: Flags,
+    /// The request was HEAD.
+    head_only: bool,
+    /// Length of the response's body, where it is known.
+    length: Option<u64>,
+    line: Option<Box<Line>>,
     _open: Open,
 }
 
+/// What only the access log wants to know; made only if there is one.
+#[derive(Debug)]
+struct Line {
+    log: AccessLog,
+    start_time: SystemTime,
+    method: Method,
+    path: String,
+    protocol: &'static str,
+    x_forwarded_for: Option<HeaderValue>,
+    user_agent: Option<HeaderValue>,
+    request_id: Option<HeaderValue>,
+    authority: Option<HeaderValue>,
+    service_time: Option<Duration>,
+    via: Via,
+    route: String,
+    failure: String,
+}
+
+/// What a request or stream is counted at.
+#[derive(Debug, Clone)]
+pub struct Reached {
+    /// The counters.
+    pub edge: Arc<Edge>,
+    via: Via,
+}
+
+impl From<Arc<Edge>> for Reached {
+    fn from(edge: Arc<Edge>) -> Self {
+        Self { edge, via: Via::default() }
+    }
+}
+
+/// Where a request or stream went, for the access log.
+#[derive(Debug, Clone, Default)]
+struct Via {
+    /// Address, or `cluster/handle` of an endpoint behind a tunnel.
+    endpoint: String,
+    /// The service's port.
+    port: u16,
+    /// How it was carried.
+    tunnel: Tunnel,
+}
+
+impl Via {
+    /// To the chosen endpoint.
+    fn endpoint(choice: &Choice<'_>, port: u16) -> Self {
+        let (endpoint, tunnel) = match &choice.endpoint.target {
+            Target::Direct(address) => (address.to_string(), Tunnel::Local),
+            Target::Tunnel { handle, .. } => (format!("{}/{handle}", choice.backends.cluster), Tunnel::Quic),
+            Target::Plain(host) => (host.clone(), Tunnel::None),
+        };
+        Self { endpoint, port, tunnel }
+    }
+}
+
+fn text(value: Option<&HeaderValue>) -> &str {
+    value.and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+/// Envoy's name of the other side: `outbound|80||host`.
+fn upstream_cluster(labels: &EdgeLabels, port: u16) -> String {
+    let host = labels.service.as_ref().map_or("", Host::as_str);
+    match labels.reporter {
+        Reporter::Source if host.is_empty() => "PassthroughCluster".to_owned(),
+        Reporter::Source => format!("outbound|{port}||{host}"),
+        Reporter::Destination => format!("inbound|{port}||"),
+    }
+}
+
+/// What an entry says of both sides.
+fn entry_of<'a>(labels: &'a EdgeLabels, via: &'a Via, upstream_cluster: &'a str) -> Entry<'a> {
+    let peer = match labels.reporter {
+        Reporter::Source => &labels.destination,
+        Reporter::Destination => &labels.source,
+    };
+    Entry {
+        upstream_host: &via.endpoint,
+        upstream_cluster,
+        source_cluster: &labels.source.cluster,
+        destination_cluster: &labels.destination.cluster,
+        tunnel: via.tunnel,
+        peer_spiffe: &peer.principal,
+        ..Entry::default()
+    }
+}
+
+impl Line {
+    fn new(log: AccessLog, head: &request::Parts, via: Via, started: Instant) -> Self {
+        let get = |name: &str| head.headers.get(name).cloned();
+        let now = SystemTime::now();
+        Self {
+            log,
+            start_time: now.checked_sub(started.elapsed()).unwrap_or(now),
+            method: head.method.clone(),
+            path: head.uri.path_and_query().map_or_else(String::new, ToString::to_string),
+            protocol: if head.version == http::Version::HTTP_2 { "HTTP/2" } else { "HTTP/1.1" },
+            x_forwarded_for: get("x-forwarded-for"),
+            user_agent: get("user-agent"),
+            request_id: get("x-request-id"),
+            authority: get("host"),
+            service_time: None,
+            via,
+            route: String::new(),
+            failure: String::new(),
+        }
+    }
+
+    fn write(&self, report: &RequestReport, duration: Duration) {
+        let labels = report.edge.labels();
+        let upstream = upstream_cluster(labels, self.via.port);
+        self.log.log(&Entry {
+            start_time: Some(self.start_time),
+            method: self.method.as_str(),
+            path: &self.path,
+            protocol: self.protocol,
+            response_code: report.code,
+            response_flags: report.flags,
+            response_code_details: if self.failure.is_empty() { "via_upstream" } else { "local_reply" },
+            upstream_transport_failure_reason: &self.failure,
+            bytes_received: report.request_bytes.load(Relaxed),
+            bytes_sent: report.response_bytes,
+            duration,
+            upstream_service_time: self.service_time.filter(|_| self.failure.is_empty()),
+            x_forwarded_for: text(self.x_forwarded_for.as_ref()),
+            user_agent: text(self.user_agent.as_ref()),
+            request_id: text(self.request_id.as_ref()),
+            authority: text(self.authority.as_ref()),
+            route_name: &self.route,
+            ..entry_of(labels, &self.via, &upstream)
+        });
+    }
+}
+
 impl RequestReport {
+    /// The route that it takes.
+    pub fn route(&mut self, name: Option<&str>) {
+        if let Some(line) = &mut self.line {
+            line.route = name.unwrap_or("default").to_owned();
+        }
+    }
+
+    /// Why the sidecar answers itself.
+    pub fn failed(&mut self, failure: &dyn std::fmt::Display, flags: Flags) {
+        self.flag(flags);
+        if let Some(line) = &mut self.line {
+            line.failure = failure.to_string();
+        }
+    }
+
     /// It was answered with this head.
     pub fn answered(&mut self, status: StatusCode, headers: &HeaderMap) {
         self.code = status.as_u16();
+        let told = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        // RFC 9110 §6.4.1: no body, whatever the length says.
+        let bodiless = self.head_only || matches!(self.code, 204 | 304);
+        self.length = if bodiless { Some(0) } else { told };
+        if let Some(line) = &mut self.line {
+            line.service_time = Some(self.started.elapsed());
+        }
         self.grpc_status = grpc_status(headers).or(self.grpc_status);
+    }
+
+    /// Whether all bytes of a body of known length have passed.
+    fn is_complete(&self) -> bool {
+        self.length.is_some_and(|length| self.response_bytes >= length)
     }
 
     /// Something went wrong.
@@ -211,12 +388,16 @@ impl RequestReport {
 
 impl Drop for RequestReport {
     fn drop(&mut self) {
+        let duration = self.started.elapsed();
+        if let Some(line) = self.line.take() {
+            line.write(self, duration);
+        }
         self.edge.request_ended(&RequestEnd {
             protocol: self.protocol,
             code: self.code,
             grpc_status: self.grpc_status,
             flags: self.flags,
-            duration: self.started.elapsed(),
+            duration,
             request_bytes: self.request_bytes.load(Relaxed),
             response_bytes: self.response_bytes,
         });
@@ -278,7 +459,34 @@ pub struct Reported {
     /// The flag of a body that breaks off.
     pub broken: Flags,
     /// Whether the body came to its end, or broke.
-    pub ended: bool,
+    ended: bool,
+    /// Polled ahead, behind the last byte of a body of known length.
+    ahead: Option<Option<Result<Frame<Bytes>, BoxError>>>,
+}
+
+impl Reported {
+    /// `body`, with what ends when it does. `broken` is the flag of a body that breaks off.
+    pub fn new(body: Body, report: RequestReport, broken: Flags) -> Self {
+        Self { body, report, in_flight: None, deadline: None, broken, ended: false, ahead: None }
+    }
+
+    fn note(&mut self, frame: &Option<Result<Frame<Bytes>, BoxError>>) {
+        match frame {
+            None => self.ended = true,
+            Some(Err(_)) => {
+                self.ended = true;
+                self.report.flag(self.broken);
+            }
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    self.report.response_bytes += data.len() as u64;
+                } else if let Some(trailers) = frame.trailers_ref() {
+                    self.report.grpc_status = grpc_status(trailers).or(self.report.grpc_status);
+                    self.ended = true;
+                }
+            }
+        }
+    }
 }
 
 impl HttpBody for Reported {
@@ -294,27 +502,28 @@ impl HttpBody for Reported {
             this.report.flag(Flags::UT);
             return Poll::Ready(Some(Err("the route's timeout ran out".into())));
         }
+        if let Some(frame) = this.ahead.take() {
+            return Poll::Ready(frame);
+        }
         let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
-        match &frame {
-            None => this.ended = true,
-            Some(Err(_)) => {
-                this.ended = true;
-                this.report.flag(this.broken);
-            }
-            Some(Ok(frame)) => {
-                if let Some(data) = frame.data_ref() {
-                    this.report.response_bytes += data.len() as u64;
-                } else if let Some(trailers) = frame.trailers_ref() {
-                    this.report.grpc_status = grpc_status(trailers).or(this.report.grpc_status);
-                    this.ended = true;
-                }
-            }
+        this.note(&frame);
+        // Whoever writes a body of known length does not ask for its end. Asked here, the stream underneath is
+        // seen to finish; else it would be told to stop, with a packet of its own.
+        if !this.ended
+            && this.report.is_complete()
+            && let Poll::Ready(next) = Pin::new(&mut this.body).poll_frame(cx)
+        {
+            this.note(&next);
+            this.ahead = Some(next);
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.ahead {
+            Some(next) => next.is_none(),
+            None => self.body.is_end_stream(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -324,7 +533,7 @@ impl HttpBody for Reported {
 
 impl Drop for Reported {
     fn drop(&mut self) {
-        if !self.ended && !self.body.is_end_stream() {
+        if !self.ended && !self.report.is_complete() && !self.body.is_end_stream() {
             self.report.flag(Flags::DC);
         }
     }
@@ -336,18 +545,37 @@ pub struct StreamReport {
     edge: Arc<Edge>,
     /// What went wrong.
     pub flags: Flags,
+    sent: u64,
+    received: u64,
+    started: Instant,
+    log: Option<AccessLog>,
+    via: Via,
     _open: Open,
 }
 
 impl StreamReport {
     /// Bytes that passed.
-    pub fn bytes(&self, to_server: u64, to_caller: u64) {
+    pub fn bytes(&mut self, to_server: u64, to_caller: u64) {
         self.edge.tcp_bytes(to_server, to_caller);
+        self.received += to_server;
+        self.sent += to_caller;
     }
 }
 
 impl Drop for StreamReport {
     fn drop(&mut self) {
         self.edge.tcp_closed(self.flags);
+        if let Some(log) = &self.log {
+            let (now, duration) = (SystemTime::now(), self.started.elapsed());
+            let upstream = upstream_cluster(self.edge.labels(), self.via.port);
+            log.log(&Entry {
+                start_time: now.checked_sub(duration),
+                response_flags: self.flags,
+                bytes_received: self.received,
+                bytes_sent: self.sent,
+                duration,
+                ..entry_of(self.edge.labels(), &self.via, &upstream)
+            });
+        }
     }
 }

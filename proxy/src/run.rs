@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::access_log::AccessLog;
 use crate::admin::{Certificate, Certificates, Sources, with_pages};
 use crate::balance::Balancer;
 use crate::capture::{Capture, CaptureError, GROUP, Redirect, Rules, enter_group};
@@ -120,7 +121,14 @@ pub async fn run(config: Config, logging: Option<LogHandle>, shutdown: Cancellat
             return Err(error.into());
         }
     };
-    let parts = Parts { config: Arc::new(config), enrolled, metrics, registry, readiness, logging };
+    let access = match access_log(&config, &metrics) {
+        Ok(access) => access,
+        Err(error) => {
+            end(ending, tasks).await;
+            return Err(RunError::AccessLog(error));
+        }
+    };
+    let parts = Parts { config: Arc::new(config), enrolled, metrics, registry, readiness, logging, access };
     let capture = match parts.start(sockets, &mut tasks, &ending, &shutdown).await {
         Ok(started) => started,
         Err(error) => {
@@ -147,6 +155,10 @@ pub async fn run(config: Config, logging: Option<LogHandle>, shutdown: Cancellat
         tracing::warn!(%error, "packet filter rules stay behind");
     }
     end(ending, tasks).await;
+    if let Some(access) = &parts.access {
+        // Whoever reads the log may be too slow: then its last lines are lost.
+        let _ = tokio::time::timeout(END_TIMEOUT, access.flush()).await;
+    }
     path.local.clear();
     path.app.clear();
     path.spawn.0.close();
@@ -169,6 +181,14 @@ fn own_packets() -> Result<(), CaptureError> {
 fn own_user() -> Option<u32> {
     let user = nix::unistd::geteuid();
     (!user.is_root()).then_some(user.as_raw())
+}
+
+/// The access log, on standard output as Envoy's: the sidecar's own words go to standard error.
+fn access_log(config: &Config, metrics: &Metrics) -> std::io::Result<Option<AccessLog>> {
+    if !config.log.access {
+        return Ok(None);
+    }
+    AccessLog::start(config.log.format, std::io::stdout(), metrics.clone()).map(Some)
 }
 
 /// Tells the mesh, then lets open requests and streams finish.
@@ -230,6 +250,7 @@ struct Parts {
     registry: prometheus::Registry,
     readiness: Readiness,
     logging: Option<LogHandle>,
+    access: Option<AccessLog>,
 }
 
 /// What runs.
@@ -370,7 +391,7 @@ impl Parts {
                 ports.health,
                 ports.dns,
             ],
-            reports: Reports::new(self.metrics.clone(), party),
+            reports: Reports::new(self.metrics.clone(), self.access.clone(), party),
             spawn,
             draining: CancellationToken::new(),
         }

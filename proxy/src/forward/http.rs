@@ -20,10 +20,10 @@ use super::{Failed, REPEAT_PAUSE, REPEATS_MAX, Resolved, answer, attempt, resolv
 use crate::balance::InFlight;
 use crate::copy::{Copied, copy_both};
 use crate::destination::route_http;
-use crate::metrics::{Edge, Flags};
+use crate::metrics::Flags;
 use crate::path::{AskFor, DataPath};
 use crate::replay::Replay;
-use crate::report::{Reported, RequestReport, counted, empty};
+use crate::report::{Reached, Reported, RequestReport, counted, empty};
 use crate::retry::{Failure, Retries};
 
 /// A request that cannot be sent again waits this long for a silent tunnel to recover.
@@ -86,10 +86,10 @@ pub async fn to_outside(path: &Arc<DataPath>, inquiry: Inquiry, host: &str, addr
     let http2 = inquiry.head.version == http::Version::HTTP_2;
     let asked: Option<Host> = host.parse().ok();
     let mut exchange = Exchange::new(path, inquiry);
-    let edge = path.reports.to_nobody(asked.as_ref());
+    let reached = path.reports.to_nobody(asked.as_ref());
     let request = exchange.request();
     match attempt::plain(path, address, http2, request, isthmus_model::destination::CONNECT_TIMEOUT).await {
-        Ok(answered) => exchange.respond(answered, edge, None, None, Flags::UC),
+        Ok(answered) => exchange.respond(answered, reached, None, None, Flags::UC),
         Err(error) => exchange.fail(&error.into(), asked.as_ref()),
     }
 }
@@ -112,6 +112,8 @@ struct Exchange<'a> {
     upgrade: Option<OnUpgrade>,
     request_bytes: Arc<AtomicU64>,
     started: Instant,
+    /// The name of the route taken, for the access log.
+    route: Option<String>,
 }
 
 impl<'a> Exchange<'a> {
@@ -120,7 +122,7 @@ impl<'a> Exchange<'a> {
         head.extensions.clear();
         let request_bytes = Arc::default();
         let replay = (!body.is_end_stream()).then(|| Replay::new(counted(body, &request_bytes)));
-        Self { path, head, replay, upgrade, request_bytes, started }
+        Self { path, head, replay, upgrade, request_bytes, started, route: None }
     }
 
     fn request(&self) -> Request<Body> {
@@ -129,6 +131,7 @@ impl<'a> Exchange<'a> {
     }
 
     async fn run(&mut self, to: &Resolved, route: Option<&HttpRoute>) -> Response<Body> {
+        self.route = route.and_then(|route| route.name.clone());
         let deadline = route.and_then(|route| route.timeout).map(|timeout| self.started + timeout);
         let tries = self.tries(to, route);
         let result = match deadline {
@@ -140,12 +143,12 @@ impl<'a> Exchange<'a> {
         };
         match result {
             Ok(served) => {
-                let Served { answer, edge, in_flight, lost } = *served;
+                let Served { answer, reached, in_flight, lost } = *served;
                 let deadline = deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline.into())));
-                self.respond(answer, edge, Some(in_flight), deadline, lost)
+                self.respond(answer, reached, Some(in_flight), deadline, lost)
             }
             Err(failed) => match *failed {
-                (failed, Some(edge)) => self.fail_at(&failed, edge),
+                (failed, Some(reached)) => self.fail_at(&failed, reached),
                 (failed, None) => self.fail(&failed, Some(&to.host)),
             },
         }
@@ -156,12 +159,12 @@ impl<'a> Exchange<'a> {
         &self,
         to: &Resolved,
         route: Option<&HttpRoute>,
-    ) -> Result<Box<Served>, Box<(Failed, Option<Arc<Edge>>)>> {
+    ) -> Result<Box<Served>, Box<(Failed, Option<Reached>)>> {
         let path = self.path;
         let mut retries = Retries::new(route.and_then(|route| route.retries.as_ref()), &self.head.method);
         let mut tried = Vec::new();
         let mut repeats = 0;
-        let mut last: Option<Box<(Failed, Option<Arc<Edge>>)>> = None;
+        let mut last: Option<Box<(Failed, Option<Reached>)>> = None;
         loop {
             let ask = AskFor {
                 port: to.port,
@@ -184,9 +187,9 @@ impl<'a> Exchange<'a> {
                 }
                 tokio::time::sleep(REPEAT_PAUSE).await;
             }
-            let edge = path.reports.to_endpoint(&to.host, &choice);
+            let reached = path.reports.reached(&to.host, &choice, to.port);
             if choice.failover {
-                edge.failed_over();
+                reached.edge.failed_over();
                 path.reports.metrics().failed_over(last.as_ref().map_or("no_local_endpoint", |last| last.0.reason()));
             }
             let key = (choice.backends.cluster_id, choice.endpoint.target.clone());
@@ -202,7 +205,7 @@ impl<'a> Exchange<'a> {
                     in_flight.answered();
                     if !self.tries_answer_again(&answer, &mut retries) {
                         let lost = lost_flag(&choice.endpoint.target);
-                        return Ok(Box::new(Served { answer, edge, in_flight, lost }));
+                        return Ok(Box::new(Served { answer, reached, in_flight, lost }));
                     }
                     tokio::time::sleep(REPEAT_PAUSE).await;
                     tried.push(key);
@@ -217,7 +220,7 @@ impl<'a> Exchange<'a> {
             let again = failed.failure().is_some_and(|failure| {
                 self.can_replay() && retries.again(failure, &mut path.budget.lock(), Instant::now())
             });
-            let failed = Box::new((failed, Some(edge)));
+            let failed = Box::new((failed, Some(reached)));
             if !again {
                 return Err(failed);
             }
@@ -264,17 +267,21 @@ impl<'a> Exchange<'a> {
     fn respond(
         &mut self,
         answered: Answer,
-        edge: Arc<Edge>,
+        reached: Reached,
         in_flight: Option<InFlight>,
         deadline: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
         broken: Flags,
     ) -> Response<Body> {
-        let mut report =
-            self.path.reports.request(edge, &self.head.headers, Arc::clone(&self.request_bytes), self.started);
+        let mut report = self.path.reports.request(reached, &self.head, Arc::clone(&self.request_bytes), self.started);
+        report.route(self.route.as_deref());
         match answered {
             Answer::Response(response) => {
                 report.answered(response.status(), response.headers());
-                response.map(|body| Body::new(Reported { body, report, in_flight, deadline, broken, ended: false }))
+                response.map(|body| {
+                    let mut reported = Reported::new(body, report, broken);
+                    (reported.in_flight, reported.deadline) = (in_flight, deadline);
+                    Body::new(reported)
+                })
             }
             Answer::Upgraded(head, io) => {
                 report.answered(head.status(), head.headers());
@@ -311,20 +318,19 @@ impl<'a> Exchange<'a> {
         self.fail_at(failed, self.path.reports.to_nobody(host))
     }
 
-    fn fail_at(&self, failed: &Failed, edge: Arc<Edge>) -> Response<Body> {
+    fn fail_at(&self, failed: &Failed, reached: Reached) -> Response<Body> {
         let flags = failed.flags();
         let response = answer(failed, flags);
-        let mut report =
-            self.path.reports.request(edge, &self.head.headers, Arc::clone(&self.request_bytes), self.started);
+        let mut report = self.path.reports.request(reached, &self.head, Arc::clone(&self.request_bytes), self.started);
         report.answered(response.status(), response.headers());
-        report.flag(flags);
+        report.failed(failed, flags);
         response
     }
 }
 
 struct Served {
     answer: Answer,
-    edge: Arc<Edge>,
+    reached: Reached,
     in_flight: InFlight,
     lost: Flags,
 }

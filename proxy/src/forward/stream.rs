@@ -61,9 +61,9 @@ pub async fn open(
             Ok(_) => return Err(last.unwrap_or(Failed::NoService(to.host))),
             Err(reason) => return Err(last.unwrap_or(Failed::NoEndpoint { host: to.host, reason })),
         };
-        let edge = path.reports.to_endpoint(&to.host, &choice);
+        let reached = path.reports.reached(&to.host, &choice, to.port);
         if choice.failover {
-            edge.failed_over();
+            reached.edge.failed_over();
             path.reports.metrics().failed_over(last.as_ref().map_or("no_local_endpoint", Failed::reason));
         }
         let connecting = async {
@@ -81,7 +81,7 @@ pub async fn open(
         let failed = match connecting.await {
             Ok(io) => {
                 in_flight.answered();
-                return Ok(Opened { io, report: path.reports.stream(edge), in_flight });
+                return Ok(Opened { io, report: path.reports.stream(reached), in_flight });
             }
             Err(failed) => failed,
         };

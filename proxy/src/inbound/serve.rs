@@ -72,8 +72,7 @@ pub(super) async fn request(
     }
     head.headers.insert(headers::CLIENT_CERT, client_cert(path, peer));
     let bytes = Arc::default();
-    let mut report =
-        path.reports.request(path.reports.from_peer(Some(peer), host), &head.headers, Arc::clone(&bytes), started);
+    let mut report = path.reports.request(path.reports.from_peer(Some(peer), host), &head, Arc::clone(&bytes), started);
     let body = if body.is_end_stream() { body } else { counted(body, &bytes) };
     let address = app_address(path.own.address, served);
     let sent = path.app.send(address, http2, Request::from_parts(head, body), APP_CONNECT_TIMEOUT, informed).await;
@@ -82,10 +81,7 @@ pub(super) async fn request(
             headers::strip_hop_by_hop(response.headers_mut());
             headers::strip_forged(response.headers_mut());
             report.answered(response.status(), response.headers());
-            Ok(Answer::Response(response.map(|body| {
-                let (in_flight, deadline) = (None, None);
-                Body::new(Reported { body, report, in_flight, deadline, broken: Flags::UC, ended: false })
-            })))
+            Ok(Answer::Response(response.map(|body| Body::new(Reported::new(body, report, Flags::UC)))))
         }
         Ok(Answer::Upgraded(mut head, io)) => {
             let protocol = headers::strip_hop_by_hop(head.headers_mut());
@@ -97,12 +93,12 @@ pub(super) async fn request(
             Ok(Answer::Upgraded(head, io))
         }
         Err(error) if error.not_processed() => {
-            report.flag(Flags::UF);
+            report.failed(&error, Flags::UF);
             tracing::info!(%address, %error, "the workload does not take connections");
             Err(ResetCode::ConnectFailed)
         }
         Err(error) => {
-            report.flag(Flags::UC);
+            report.failed(&error, Flags::UC);
             let response = lost(&error.to_string());
             report.answered(response.status(), response.headers());
             Ok(Answer::Response(response))

@@ -36,7 +36,7 @@ pub(super) async fn handle(path: Arc<DataPath>, origin: Arc<Origin>, mut request
     let (mut head, body) = request.into_parts();
     let authority = match headers::canonical(&mut head) {
         Ok(authority) => authority,
-        Err(error) => return refuse(&path, &head.headers, &Failed::BadRequest(error), None, started),
+        Err(error) => return refuse(&path, &head, &Failed::BadRequest(error), None, started),
     };
     headers::strip_forged(&mut head.headers);
     let protocol = headers::strip_hop_by_hop(&mut head.headers);
@@ -56,7 +56,7 @@ pub(super) async fn handle(path: Arc<DataPath>, origin: Arc<Origin>, mut request
         Found::Outside(address) => forward::to_outside(&path, inquiry, &authority.host, address).await,
         Found::Nowhere(failed) => {
             let host = authority.host.parse::<Host>().ok();
-            refuse(&path, &inquiry.head.headers, &failed, host.as_ref(), started)
+            refuse(&path, &inquiry.head, &failed, host.as_ref(), started)
         }
     }
 }
@@ -124,7 +124,7 @@ pub(super) fn named(path: &DataPath, text: &str) -> Option<Host> {
 
 fn refuse(
     path: &DataPath,
-    head: &http::HeaderMap,
+    head: &http::request::Parts,
     failed: &Failed,
     host: Option<&Host>,
     started: Instant,
@@ -133,7 +133,7 @@ fn refuse(
     let mut response = forward::answer(failed, flags);
     let mut report = path.reports.request(path.reports.to_nobody(host), head, Arc::default(), started);
     report.answered(response.status(), response.headers());
-    report.flag(flags);
+    report.failed(failed, flags);
     if matches!(failed, Failed::BadRequest(_)) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }

@@ -104,7 +104,7 @@ impl Cluster {
             exports: arc_swap::ArcSwap::from_pointee(exports),
             policy: OutboundPolicy::AllowAny,
             own_ports: vec![proxy.port()],
-            reports: Reports::new(metrics, Party::default()),
+            reports: Reports::new(metrics, None, Party::default()),
             spawn,
             draining: CancellationToken::new(),
         });
