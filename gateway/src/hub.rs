@@ -23,7 +23,8 @@ use crate::distribution::session::{Encoded, Lookup, Source};
 use crate::imports::{ImportError, ImportTable, Taken};
 use crate::locals::{self, Local, Locals, Served, ServiceKey, WorkloadKey};
 use crate::publish::Wanted;
-use crate::traffic::{EdgeRate, Traffic};
+use crate::summary::{Link, Report};
+use crate::traffic::{EdgeRate, Traffic, WINDOW};
 use crate::view::{Facts, Known, PathFacts, health_of};
 use crate::vips::{Addresses, mesh_ranges};
 use isthmus_objects::ObjectSet;
@@ -52,7 +53,7 @@ struct State {
     paths: BTreeMap<ClusterName, PathFacts>,
     addresses: Addresses,
     traffic: Traffic,
-    remote_traffic: BTreeMap<ClusterName, (Instant, Vec<EdgeRate>)>,
+    reports: BTreeMap<ClusterName, (Instant, Report)>,
     cache: HashMap<(Namespace, ResourceName), Lookup>,
 }
 
@@ -73,7 +74,7 @@ impl Hub {
             paths: BTreeMap::new(),
             addresses,
             traffic: Traffic::default(),
-            remote_traffic: BTreeMap::new(),
+            reports: BTreeMap::new(),
             cache: HashMap::new(),
         };
         let hub = Self {
@@ -293,9 +294,9 @@ impl Hub {
         self.state.lock().traffic.forget(session);
     }
 
-    /// Another cluster's summary arrived; the last value wins.
-    pub fn set_remote_traffic(&self, cluster: ClusterName, rates: Vec<EdgeRate>, now: Instant) {
-        self.state.lock().remote_traffic.insert(cluster, (now, rates));
+    /// Another cluster's report arrived; the last value wins.
+    pub fn set_report(&self, cluster: ClusterName, report: Report, now: Instant) {
+        self.state.lock().reports.insert(cluster, (now, report));
     }
 
     /// The own cluster's rates.
@@ -307,9 +308,14 @@ impl Hub {
     pub fn all_traffic(&self, now: Instant) -> Vec<EdgeRate> {
         let mut state = self.state.lock();
         let mut rates = state.traffic.rates(self.own.as_str(), now);
-        let fresh = |at: &Instant| now.saturating_duration_since(*at) < 3 * crate::traffic::WINDOW;
-        rates.extend(state.remote_traffic.values().filter(|(at, _)| fresh(at)).flat_map(|(_, rates)| rates.clone()));
+        rates.extend(fresh_reports(&state.reports, now).flat_map(|report| report.rates.clone()));
         rates
+    }
+
+    /// The links that other clusters reported, not older than three windows.
+    pub fn reported_links(&self, now: Instant) -> Vec<Link> {
+        let state = self.state.lock();
+        fresh_reports(&state.reports, now).flat_map(|report| report.links.clone()).collect()
     }
 
     /// What is known of `host`, for tables.
@@ -444,4 +450,9 @@ fn encoded(name: String, resource: &Resource) -> Encoded {
     // Serialising our own plain values into memory cannot fail; an empty body would be refused by the reader.
     let body = serde_json::to_vec(resource).map(Bytes::from).unwrap_or_default();
     Encoded { name, version: xxh3_64(&body), body }
+}
+
+/// Reports of clusters that are still heard.
+fn fresh_reports(reports: &BTreeMap<ClusterName, (Instant, Report)>, now: Instant) -> impl Iterator<Item = &Report> {
+    reports.values().filter(move |(at, _)| now.saturating_duration_since(*at) < 3 * WINDOW).map(|(_, report)| report)
 }

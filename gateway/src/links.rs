@@ -31,8 +31,7 @@ use crate::peers::{
     Class, LinkHandle, LinkStatus, PeerEvent, Peers, PeersConfig, PeersHandle, PeersParts, PeersStatus, WantedPeer,
 };
 use crate::router::Router;
-use crate::summary;
-use crate::traffic::EdgeRate;
+use crate::summary::{self, Report};
 use crate::view::PathFacts;
 
 pub use registry::LinkTransport;
@@ -175,9 +174,10 @@ impl LinkGlue {
         tasks.spawn(keep_masters(self.keys, masters_sender, stop.clone()));
         tasks.spawn(watch_paths(shared.clone(), handle.status(), rates_sender, stop.clone()));
         tasks.spawn(registry::follow(self.member, handle.clone(), stop.clone()));
-        tasks.spawn(tell_traffic(shared.clone(), handle.clone(), stop.clone()));
+        let links = LinksHandle { own: self.hub.own().clone(), peers: handle, rates };
+        tasks.spawn(tell_report(shared.clone(), links.clone(), stop.clone()));
         tasks.spawn(handle_events(shared, events, stop));
-        Ok(LinksHandle { own: self.hub.own().clone(), peers: handle, rates })
+        Ok(links)
     }
 }
 
@@ -290,16 +290,16 @@ fn tell_paths(shared: &Shared, status: &PeersStatus) {
     shared.sidecars.set_link_states(states);
 }
 
-async fn tell_traffic(shared: Arc<Shared>, peers: PeersHandle, stop: CancellationToken) {
+async fn tell_report(shared: Arc<Shared>, links: LinksHandle, stop: CancellationToken) {
     let mut ticks = tokio::time::interval(TRAFFIC_EVERY);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        let rates = shared.hub.own_traffic(Instant::now());
-        let Ok(json) = serde_json::to_vec(&rates) else { continue };
-        for link in peers.links() {
+        let report = Report { rates: shared.hub.own_traffic(Instant::now()), links: links.table() };
+        let Ok(json) = serde_json::to_vec(&report) else { continue };
+        for link in links.peers.links() {
             // A full queue means a slow peer: the next summary replaces this one anyway.
             link.tell(LinkControl { message: Some(link_control::Message::Traffic(Traffic { json: json.clone() })) });
         }
@@ -349,11 +349,10 @@ fn control(shared: &Shared, link: &LinkHandle, message: LinkControl) {
     match message.message {
         Some(link_control::Message::DialNotice(notice)) => shared.hub.tell_notice(notice),
         Some(link_control::Message::Traffic(traffic)) if traffic.json.len() <= TRAFFIC_LEN_MAX => {
-            match serde_json::from_slice::<Vec<EdgeRate>>(&traffic.json) {
-                Ok(mut rates) => {
-                    // A cluster speaks of its own calls only.
-                    rates.retain(|rate| rate.from == link.cluster().as_str());
-                    shared.hub.set_remote_traffic(link.cluster().clone(), rates, Instant::now());
+            match serde_json::from_slice::<Report>(&traffic.json) {
+                Ok(mut report) => {
+                    report.retain_own(link.cluster().as_str());
+                    shared.hub.set_report(link.cluster().clone(), report, Instant::now());
                 }
                 Err(error) => tracing::debug!(cluster = %link.cluster(), %error, "summary not read"),
             }

@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::traffic::EdgeRate;
+
 /// The mesh as this cluster sees it.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Summary {
@@ -152,6 +154,23 @@ pub struct Link {
     pub flows: u32,
 }
 
+/// What a gateway tells those of other clusters each second, so that each can show the whole mesh.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// What its own sidecars call.
+    pub rates: Vec<EdgeRate>,
+    /// Its own links.
+    pub links: Vec<Link>,
+}
+
+impl Report {
+    /// Leaves what `cluster` may speak of: its own calls, its own ends of links.
+    pub fn retain_own(&mut self, cluster: &str) {
+        self.rates.retain(|rate| rate.from == cluster);
+        self.links.retain(|link| link.from == cluster);
+    }
+}
+
 /// A service of the mesh.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Service {
@@ -227,4 +246,21 @@ pub struct Event {
     pub kind: String,
     /// One sentence.
     pub text: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_speaks_of_its_own_cluster_only() {
+        let rate = |from: &str| EdgeRate { from: from.into(), ..EdgeRate::default() };
+        let link = |from: &str, to: &str| Link { from: from.into(), to: to.into(), ..Link::default() };
+        let mut report = Report {
+            rates: vec![rate("gcp-us"), rate("aws-eu")],
+            links: vec![link("gcp-us", "aws-eu"), link("aws-eu", "gcp-us"), link("onprem", "gcp-us")],
+        };
+        report.retain_own("gcp-us");
+        assert_eq!(report, Report { rates: vec![rate("gcp-us")], links: vec![link("gcp-us", "aws-eu")] });
+    }
 }

@@ -58,7 +58,7 @@ impl Glance<'_> {
                 commit: self.status.commit,
                 applied: self.status.applied,
             },
-            links: self.links.clone(),
+            links: self.links.iter().cloned().chain(self.hub.reported_links(self.now)).collect(),
             events: self.events.clone(),
         }
     }
@@ -130,7 +130,8 @@ fn summed(rates: &[&EdgeRate]) -> (f64, f64, f64, Vec<f64>) {
             *slot += count;
         }
     }
-    let sum = |of: fn(&EdgeRate) -> f64| rates.iter().map(|rate| of(rate)).sum::<f64>();
+    // From 0.0 on: an empty sum of floats is -0.0, and would be shown as such.
+    let sum = |of: fn(&EdgeRate) -> f64| rates.iter().fold(0.0, |sum, rate| sum + of(rate));
     (sum(|rate| rate.rps), sum(|rate| rate.errors), sum(|rate| rate.bytes), latency)
 }
 
@@ -140,7 +141,7 @@ fn ratio(part: f64, whole: f64) -> f64 {
 
 fn traffic(rates: &[&EdgeRate]) -> Traffic {
     let (rps, errors, _, latency) = summed(rates);
-    let crossing: f64 = rates.iter().filter(|rate| rate.from != rate.to).map(|rate| rate.rps).sum();
+    let crossing = rates.iter().filter(|rate| rate.from != rate.to).fold(0.0, |sum, rate| sum + rate.rps);
     Traffic {
         rps,
         error_ratio: ratio(errors, rps),

@@ -58,6 +58,10 @@ pub fn run(args: &Args, context: &Context) -> Result<(), Failure> {
         };
     }
     teller.say(&format!("Dashboard {dashboard}   Ctrl-C ends everything"));
+    match steps::linger(&mut demo) {
+        Err(error) if !stop.is_cancelled() => return Err(told_not(&mut demo, error)),
+        _ => {}
+    }
     while demo.sleep(std::time::Duration::from_secs(1)).is_ok() {}
     teller.say("\nStopping: no process, namespace, rule or file stays.");
     Ok(())

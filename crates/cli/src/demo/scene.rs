@@ -24,9 +24,10 @@ pub const AWS_ONPREM: Duration = Duration::from_millis(25);
 const GCP_ONPREM: Duration = Duration::from_millis(95);
 
 const NAMESPACE: &str = "shop";
-const SERVICE: &str = "payments";
-/// What everybody calls.
-pub const HOST: &str = "payments.shop.svc.clusterset.local";
+/// What the story is about.
+pub const PAYMENTS: &str = "payments";
+/// Runs in one cluster only, so that the dashboard's links have something to carry.
+pub const CATALOG: &str = "catalog";
 /// The WAN's dice: the same in every run.
 const SEED: u64 = 7;
 /// Between two looks while something is awaited.
@@ -71,9 +72,9 @@ impl Demo {
     ///
     /// # Errors
     /// [`MeshError`].
-    pub fn add_service(&mut self, cluster: &str, instance: &str) -> Result<(), MeshError> {
-        self.mesh.apply(cluster, &service_yaml(NAMESPACE, SERVICE))?;
-        self.mesh.add_workload(&WorkloadSpec::service(cluster, NAMESPACE, SERVICE, instance)).map(drop)
+    pub fn add_service(&mut self, cluster: &str, service: &str, instance: &str) -> Result<(), MeshError> {
+        self.mesh.apply(cluster, &service_yaml(NAMESPACE, service))?;
+        self.mesh.add_workload(&WorkloadSpec::service(cluster, NAMESPACE, service, instance)).map(drop)
     }
 
     /// Starts a workload that only calls.
@@ -84,21 +85,22 @@ impl Demo {
         self.mesh.add_workload(&WorkloadSpec::client(cluster, NAMESPACE, CALLER)).map(drop)
     }
 
-    /// `isthmus export svc/payments` in a cluster.
+    /// `isthmus export` in a cluster.
     ///
     /// # Errors
     /// [`MeshError`].
-    pub fn export(&self, cluster: &str) -> Result<(), MeshError> {
-        self.mesh.cli(cluster, &["export", &format!("svc/{SERVICE}"), "-n", NAMESPACE]).map(drop)
+    pub fn export(&self, cluster: &str, service: &str) -> Result<(), MeshError> {
+        self.mesh.cli(cluster, &["export", &format!("svc/{service}"), "-n", NAMESPACE]).map(drop)
     }
 
-    /// Calls from a cluster until an answer satisfies `wanted`; gives the time it took.
+    /// Calls a service from a cluster until an answer satisfies `wanted`; gives the time it took.
     ///
     /// # Errors
     /// [`Stopped`]; no such answer in time, with what came instead.
     pub fn call_until(
         &mut self,
         from: &str,
+        service: &str,
         within: Duration,
         wanted: impl Fn(&Answered) -> bool,
     ) -> anyhow::Result<Duration> {
@@ -106,7 +108,7 @@ impl Demo {
         let mut last = "no answer".to_owned();
         while start.elapsed() < within {
             self.check_stop()?;
-            match self.load(from).map(|(load, host)| load.patience(LOOK_PATIENCE).once(&host)) {
+            match self.load(from, service).map(|(load, host)| load.patience(LOOK_PATIENCE).once(&host)) {
                 Ok(outcome) => match outcome?.result {
                     Ok(answered) if wanted(&answered) => return Ok(start.elapsed()),
                     Ok(answered) => last = format!("answered by {}", answered.cluster),
@@ -117,39 +119,39 @@ impl Demo {
             }
             thread::sleep(GLANCE);
         }
-        anyhow::bail!("{HOST} called from {from} for {within:?}: {last}")
+        anyhow::bail!("{service} called from {from} for {within:?}: {last}")
     }
 
-    /// Starts calling from a cluster, `rate` times a second.
+    /// Starts calling a service from a cluster, `rate` times a second.
     ///
     /// # Errors
     /// The lab's.
-    pub fn start_calling(&mut self, from: &str, rate: u32) -> anyhow::Result<RunningLoad> {
-        let (load, host) = self.load(from)?;
+    pub fn start_calling(&mut self, from: &str, service: &str, rate: u32) -> anyhow::Result<RunningLoad> {
+        let (load, host) = self.load(from, service)?;
         Ok(load.rate(rate).connections(CONNECTIONS).start(&host)?)
     }
 
-    /// Calls for a while.
+    /// Calls payments for a while.
     ///
     /// # Errors
     /// [`Stopped`], the lab's.
     pub fn call_for(&mut self, from: &str, rate: u32, duration: Duration) -> anyhow::Result<LoadReport> {
-        let running = self.start_calling(from, rate)?;
+        let running = self.start_calling(from, PAYMENTS, rate)?;
         self.sleep(duration)?;
         Ok(running.stop()?)
     }
 
-    /// Calls from a cluster as long as the demo is up.
+    /// Calls a service from a cluster as long as the demo is up.
     ///
     /// # Errors
     /// The lab's.
-    pub fn keep_calling(&mut self, from: &str, rate: u32) -> anyhow::Result<()> {
-        let running = self.start_calling(from, rate)?;
+    pub fn keep_calling(&mut self, from: &str, service: &str, rate: u32) -> anyhow::Result<()> {
+        let running = self.start_calling(from, service, rate)?;
         self.traffic.push(running);
         Ok(())
     }
 
-    /// Holds what callers got against what services saw.
+    /// Holds what callers of payments got against what services saw.
     ///
     /// # Errors
     /// A ledger that cannot be read.
@@ -158,7 +160,7 @@ impl Demo {
         for path in self.mesh.ledgers() {
             ledger.read_seen(&path).with_context(|| format!("cannot read {}", path.display()))?;
         }
-        Ok(ledger.judge(SERVICE))
+        Ok(ledger.judge(PAYMENTS))
     }
 
     /// Sleeps, unless the user asks to end.
@@ -188,24 +190,29 @@ impl Demo {
     /// [`MeshError::Unknown`].
     pub fn by_hand(&mut self, from: &str) -> Result<String, MeshError> {
         let caller = self.mesh.workload(&caller(from))?;
+        let url = format!("http://{}/", host_of(PAYMENTS));
         Ok(match caller.capture {
-            Capture::Transparent => format!("nsenter -t {} -n curl http://{HOST}/", caller.sidecar.pid()),
+            Capture::Transparent => format!("nsenter -t {} -n curl {url}", caller.sidecar.pid()),
             Capture::Explicit if caller.host.netns().is_some() => {
-                format!("nsenter -t {} -n curl -x http://{} http://{HOST}/", caller.sidecar.pid(), caller.proxy())
+                format!("nsenter -t {} -n curl -x http://{} {url}", caller.sidecar.pid(), caller.proxy())
             }
-            Capture::Explicit => format!("curl -x http://{} http://{HOST}/", caller.proxy()),
+            Capture::Explicit => format!("curl -x http://{} {url}", caller.proxy()),
         })
     }
 
-    fn load(&mut self, from: &str) -> Result<(Load, Host), MeshError> {
+    fn load(&mut self, from: &str, service: &str) -> Result<(Load, Host), MeshError> {
         let caller = self.mesh.workload(&caller(from))?;
-        Ok((caller.load(HOST)?, caller.host.clone()))
+        Ok((caller.load(&host_of(service))?, caller.host.clone()))
     }
 }
 
 const CALLER: &str = "shopper";
 /// Enough for 200 requests a second that each wait 80 ms, thrice over.
 const CONNECTIONS: usize = 50;
+
+fn host_of(service: &str) -> String {
+    format!("{service}.{NAMESPACE}.svc.clusterset.local")
+}
 
 fn caller(cluster: &str) -> String {
     format!("{cluster}/{CALLER}")
