@@ -28,6 +28,8 @@ pub struct Mesh {
     // Before the lab, so that processes end before their network does.
     clusters: BTreeMap<String, Cluster>,
     workloads: BTreeMap<String, Workload>,
+    /// Workloads that were ever started.
+    started: u16,
     isthmus: PathBuf,
     sample: Program,
     capture: Capture,
@@ -90,7 +92,7 @@ impl Mesh {
         }
         let capture = Capture::best(lab.mode());
         let (clusters, workloads) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { clusters, workloads, isthmus: isthmus.into(), sample, capture, root: String::new(), lab })
+        Ok(Self { clusters, workloads, started: 0, isthmus: isthmus.into(), sample, capture, root: String::new(), lab })
     }
 
     /// How sidecars get their workloads' connections; the best there is unless set.

@@ -114,9 +114,10 @@ impl Mesh {
             Some(service) => Some(self.start_app(spec, service, &host)?),
             None => None,
         };
-        let number = self.workloads.len() as u16;
-        // Without namespaces all sidecars share one loopback: then each has an admin port of its own.
-        let admin_port = if host.netns().is_some() { ADMIN_PORT } else { ADMIN_PORT_SHARED + number };
+        // Without namespaces all sidecars share one loopback: then each has an admin port of its own,
+        // never that of one that was taken away before.
+        let admin_port = if host.netns().is_some() { ADMIN_PORT } else { ADMIN_PORT_SHARED + self.started };
+        self.started += 1;
         let admin = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), admin_port);
         let (sidecar, capture) = self.start_sidecar(spec, &host, admin_port)?;
         self.workloads.insert(key.clone(), Workload { host, sidecar, app, capture, admin });
