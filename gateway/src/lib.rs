@@ -2,7 +2,7 @@
 //!
 //! It never holds a key that decrypts traffic between sidecars. What decides is pure and in
 //! `isthmus-model`, `isthmus-tunnel` and `isthmus-federation`; this crate owns sockets and clocks.
-//! Start reading at [`run`], which says what is started in which order; [`view`] says what sidecars are told.
+//! Start reading at [`mod@run`], which says what is started in which order; [`view`] says what sidecars are told.
 
 pub mod cluster_files;
 pub mod config;

@@ -239,11 +239,11 @@ impl Conversation<'_> {
                     Err(broadcast::error::RecvError::Lagged(missed)) => tracing::warn!(missed, "slow sidecar missed events"),
                     Err(broadcast::error::RecvError::Closed) => return Ok(()),
                 },
-                notice = notices.recv() => if let Ok(notice) = notice {
+                Ok(notice) = notices.recv() => {
                     if let Some(refused) = self.shared.sidecars.notice_for(self.process, &notice) {
                         self.say(Down::DialRefused(refused)).await?;
                     }
-                },
+                }
                 _ = links.tick() => self.tell_links().await?,
             }
         }
