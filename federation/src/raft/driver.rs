@@ -21,7 +21,7 @@ use raft::eraftpb::{ConfState, Entry, EntryType, HardState, MessageType};
 
 use super::group::{self, FOUNDER, GroupTracker};
 use super::log::Log;
-use super::node::{Node, NotTaken};
+use super::node::{ELECTION_TICKS, Node, NotTaken};
 use super::transport::{self, Receiver, Standing};
 use crate::command::{SignedEntry, Stamped};
 use crate::der::Fingerprint;
@@ -180,7 +180,10 @@ impl<S: Store> Driver<S> {
         self.unix_s = unix_s;
         let Part::Group(node) = &mut self.part else { return };
         node.tick();
-        if node.leader() != 0 {
+        // A learner never forgets its leader in the library: only what was heard tells whether there is one.
+        let leader = node.leader();
+        let heard = self.heard.get(&leader).copied().unwrap_or(0);
+        if node.leads() || leader != 0 && self.ticks - heard <= 2 * ELECTION_TICKS as u64 {
             self.leaderless_since = self.ticks;
         }
         if self.ticks.is_multiple_of(GROUP_TICKS) {
