@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-const PROTOS: [&str; 4] = [
+const PROTOS: [&str; 5] = [
     "isthmus/discovery/v1/discovery.proto",
     "isthmus/federation/v1/link.proto",
     "isthmus/join/v1/join.proto",
     "isthmus/operator/v1/operator.proto",
+    "isthmus/replica/v1/replica.proto",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

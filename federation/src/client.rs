@@ -74,6 +74,9 @@ impl MemberHandle {
     }
 
     async fn anywhere(&self, call: Call) -> Result<CallResult, ProposeError> {
+        if !self.is_member() {
+            return Err(ProposeError::NotMember);
+        }
         let deadline = Instant::now() + PROPOSE_TIMEOUT;
         let mut sent = false;
         let mut turn = 0;

@@ -3,6 +3,7 @@
 //! Decides nothing: [`crate::raft::driver`] does. `member/run.rs` owns the thread and the clock. The caller
 //! owns the links and gives them as a [`Transport`].
 
+mod mirror;
 mod run;
 #[cfg(test)]
 mod tests;
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use isthmus_model::{ClusterId, ClusterName, ServiceAccount};
 use isthmus_wire::federation::{Call, CallResult, FollowFrame, FollowRequest, RaftFrame};
+use serde::{Deserialize, Serialize};
 use tokio::sync::{oneshot, watch};
 
 use crate::command::SignedEntry;
@@ -23,6 +25,7 @@ use crate::machine::Refusal;
 use crate::registry::Registry;
 use crate::store::StoreError;
 
+pub use mirror::Mirror;
 pub use run::Member;
 
 /// Requests that may wait for the member's thread; beyond it `busy`. One proposal takes one slot and
@@ -96,6 +99,9 @@ pub enum ProposeError {
     /// Sent, but no answer came in time: it may yet be applied; the same entry may be proposed again.
     #[error("no answer within {0:?}; proposing the same entry again is safe")]
     Timeout(Duration),
+    /// Asked of a gateway replica that is not its cluster's member.
+    #[error("this gateway replica does not write to the registry; ask replica 0, the cluster's member")]
+    NotMember,
     /// The only voter cannot leave.
     #[error(
         "this cluster holds the registry's only vote and no other cluster has caught up yet; see `isthmus status`, and try again when another one follows"
@@ -118,6 +124,7 @@ impl ProposeError {
         match self {
             Self::NoLeader => "no_leader",
             Self::Timeout(_) => "timeout",
+            Self::NotMember => "not_member",
             Self::LastVoter => "last_voter",
             Self::Busy => "busy",
             Self::Stopped(_) => "stopped",
@@ -127,7 +134,7 @@ impl ProposeError {
 }
 
 /// What part a member plays.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Role {
     /// Outside the Raft group: follows the committed log.
     #[default]
@@ -156,7 +163,8 @@ impl Role {
 }
 
 /// The member at a glance.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Status {
     /// Raft term.
     pub term: u64,
@@ -197,7 +205,8 @@ pub struct FrameError {
 /// Asks a running [`Member`]. Cheap to clone.
 #[derive(Clone)]
 pub struct MemberHandle {
-    pub(crate) requests: SyncSender<Request>,
+    /// `None` for a mirror, behind which is no member.
+    pub(crate) requests: Option<SyncSender<Request>>,
     pub(crate) registry: watch::Receiver<Arc<Registry>>,
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) transport: Arc<dyn Transport>,
@@ -265,7 +274,8 @@ impl MemberHandle {
         make: impl FnOnce(oneshot::Sender<T>) -> Request,
     ) -> Result<oneshot::Receiver<T>, ProposeError> {
         let (reply, answer) = oneshot::channel();
-        match self.requests.try_send(make(reply)) {
+        let Some(requests) = &self.requests else { return Err(ProposeError::NotMember) };
+        match requests.try_send(make(reply)) {
             Ok(()) => Ok(answer),
             Err(TrySendError::Full(_)) => Err(ProposeError::Busy),
             Err(TrySendError::Disconnected(_)) => Err(ProposeError::Stopped(self.why_stopped())),
@@ -274,6 +284,11 @@ impl MemberHandle {
 
     fn why_stopped(&self) -> String {
         self.status.borrow().failed.clone().unwrap_or_else(|| "shut down".into())
+    }
+
+    /// Whether a member is behind it, not a [`Mirror`].
+    pub fn is_member(&self) -> bool {
+        self.requests.is_some()
     }
 
     /// The registry as this member knows it; changes arrive in log order.

@@ -175,6 +175,10 @@ fn prove(raw: RawConfig, folder: &Path, problems: &mut Vec<String>) -> Option<Ga
     if raw.replica > 0 && raw.member.is_none() {
         problems.push(format!("replica: {} needs `member: IP:15012`, the address of replica 0", raw.replica));
     }
+    if raw.replica > 0 && raw.objects.is_some() {
+        problems
+            .push("objects: only replica 0 reads the directory; remove it here, the others hear its objects".into());
+    }
     for (index, address) in raw.advertise.iter().enumerate() {
         let port = address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>()));
         if !matches!(port, Some(Ok(1..))) {

@@ -3,15 +3,16 @@
 //! One short lock, never held across an await. Every change bumps a generation that readers wait for;
 //! what sidecars are told is computed once per generation and name, then shared by all sessions.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use isthmus_federation::registry::Registry;
-use isthmus_model::authn::PeerAuthentication;
+use isthmus_model::authn;
 use isthmus_model::service::{Export, Patterns};
 use isthmus_model::view::{Resource, ResourceName};
+use isthmus_model::vip::Addresses;
 use isthmus_model::{ClusterId, ClusterName, Host, Locality, Namespace};
 use isthmus_wire::discovery::{Edge, Gone};
 use isthmus_wire::federation::{DialNotice, HealthDelta, ServiceHealth};
@@ -26,14 +27,10 @@ use crate::publish::Wanted;
 use crate::summary::{Link, Report};
 use crate::traffic::{EdgeRate, Traffic, WINDOW};
 use crate::view::{Facts, Known, PathFacts, health_of};
-use crate::vips::{Addresses, mesh_ranges};
 use isthmus_objects::ObjectSet;
 
 /// Gone endpoints and notices that a slow session may lag behind; it hears the rest by health deltas.
 const EVENTS_MAX: usize = 1_024;
-
-/// The namespace whose PeerAuthentications hold for the whole cluster (Istio's root namespace).
-const ROOT_NAMESPACE: &str = "isthmus-system";
 
 /// The shared knowledge of one gateway.
 pub struct Hub {
@@ -51,7 +48,7 @@ struct State {
     locals: Locals,
     imports: ImportTable,
     paths: BTreeMap<ClusterName, PathFacts>,
-    addresses: Addresses,
+    addresses: Arc<Addresses>,
     traffic: Traffic,
     reports: BTreeMap<ClusterName, (Instant, Report)>,
     cache: HashMap<(Namespace, ResourceName), Lookup>,
@@ -72,7 +69,7 @@ impl Hub {
             locals: Locals::default(),
             imports: ImportTable::default(),
             paths: BTreeMap::new(),
-            addresses,
+            addresses: Arc::new(addresses),
             traffic: Traffic::default(),
             reports: BTreeMap::new(),
             cache: HashMap::new(),
@@ -134,8 +131,17 @@ impl Hub {
         }
     }
 
-    /// A sidecar's last session ended: its process is dead or has left.
+    /// A sidecar ended its last session here. If it was draining its process ends; else it has only left this
+    /// replica, and says so to the others itself.
     pub fn unregister(&self, key: &WorkloadKey, process: (u32, u16)) {
+        let draining = self.read(|state| state.locals.get(key).is_some_and(|local| local.draining));
+        if self.change(|state| state.locals.remove(key, process)) && draining {
+            self.tell_gone(self.own_id(), process);
+        }
+    }
+
+    /// A sidecar's last session broke: its process is dead.
+    pub fn lost(&self, key: &WorkloadKey, process: (u32, u16)) {
         if self.change(|state| state.locals.remove(key, process)) {
             self.tell_gone(self.own_id(), process);
         }
@@ -329,18 +335,41 @@ impl Hub {
     }
 
     /// The virtual addresses as they must be kept.
-    pub fn addresses(&self) -> Addresses {
+    pub fn addresses(&self) -> Arc<Addresses> {
         self.read(|state| state.addresses.clone())
     }
 
-    /// Gives every known host its virtual addresses; says whether any is new.
-    pub fn allocate_addresses(&self, now_unix_s: u64) -> bool {
-        let hosts = self.hosts();
-        let new = self.read(|state| hosts.iter().any(|host| !state.addresses.by_host().contains_key(host)));
-        if new {
-            self.change(|state| state.addresses.allocate(&hosts, now_unix_s));
+    /// The member's addresses, at another replica.
+    pub fn set_addresses(&self, addresses: Addresses) {
+        if *self.addresses() != addresses {
+            self.change(|state| state.addresses = Arc::new(addresses));
         }
-        new
+    }
+
+    /// Gives every known host its virtual addresses, and lets those of hosts rest that their owner deleted;
+    /// says whether anything changed.
+    pub fn allocate_addresses(&self, now_unix_s: u64) -> bool {
+        let hosts: BTreeSet<Host> = self.hosts().into_iter().filter(|host| !host.is_wildcard()).collect();
+        let mut next = Addresses::clone(&self.addresses());
+        let gone: Vec<Host> = next.by_host().keys().filter(|host| !hosts.contains(host)).cloned().collect();
+        // Before the log was heard nobody can say that a host is gone.
+        let known = self.registry().mesh.is_some();
+        let mut changed = next.forget_rested(now_unix_s);
+        for host in gone.iter().filter(|_| known) {
+            changed |= next.release(host, now_unix_s);
+        }
+        match next.allocate(&hosts, now_unix_s) {
+            Ok(new) => changed |= new,
+            Err(error) => {
+                tracing::warn!(%error, "some hosts have no virtual address");
+                changed = true;
+            }
+        }
+        if changed && *self.addresses() != next {
+            self.change(|state| state.addresses = Arc::new(next));
+            return true;
+        }
+        false
     }
 
     /// What one workload is told: the source of its session.
@@ -374,7 +403,7 @@ impl State {
             locals: &self.locals,
             imports: &self.imports,
             paths: &self.paths,
-            addresses: self.addresses.by_host(),
+            addresses: &self.addresses,
         }
     }
 
@@ -423,27 +452,15 @@ impl Source for SessionSource<'_> {
     }
 
     fn common(&self) -> Vec<Encoded> {
-        let policies: Vec<PeerAuthentication> =
-            self.hub.read(|state| policies_of(&state.objects, self.namespace, self.labels));
-        vec![
-            encoded("mesh-ranges".into(), &Resource::MeshRanges(mesh_ranges())),
-            encoded("peer-authentication".into(), &Resource::PeerAuthentication(policies)),
-        ]
+        self.hub.read(|state| {
+            let all = state.objects.peer_authentications.values();
+            let policies = authn::applicable(all, self.namespace, self.labels).into_iter().cloned().collect();
+            vec![
+                encoded("mesh-ranges".into(), &Resource::MeshRanges(state.addresses.ranges().to_vec())),
+                encoded("peer-authentication".into(), &Resource::PeerAuthentication(policies)),
+            ]
+        })
     }
-}
-
-/// The PeerAuthentications that hold for a workload: the root namespace's, its namespace's, its own, in this order.
-fn policies_of(objects: &ObjectSet, namespace: &Namespace, labels: &locals::LabelsOf) -> Vec<PeerAuthentication> {
-    let rank = |policy: &PeerAuthentication| match (policy.namespace == *namespace, policy.selector.is_empty()) {
-        (true, false) if locals::selects(&policy.selector, labels) => Some(2),
-        (true, true) if policy.namespace.as_str() != ROOT_NAMESPACE => Some(1),
-        (_, true) if policy.namespace.as_str() == ROOT_NAMESPACE => Some(0),
-        _ => None,
-    };
-    let all = objects.peer_authentications.values();
-    let mut held: Vec<(u8, &PeerAuthentication)> = all.filter_map(|one| rank(one).map(|rank| (rank, one))).collect();
-    held.sort_by(|(a, left), (b, right)| (a, &left.name).cmp(&(b, &right.name)));
-    held.into_iter().map(|(_, policy)| policy.clone()).collect()
 }
 
 fn encoded(name: String, resource: &Resource) -> Encoded {

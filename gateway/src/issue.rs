@@ -12,41 +12,37 @@ use isthmus_federation::registry::Registry;
 use isthmus_identity::authority::WORKLOAD_LIFE_MAX;
 use isthmus_identity::{ClusterAuthority, IssuerRecord, SharedTrust, Trust, WorkloadToken};
 use isthmus_model::service::Patterns;
-use isthmus_model::{ClusterId, ClusterName, ServiceAccount};
+use isthmus_model::{ClusterId, ClusterName, ServiceAccount, TrustDomain};
 use isthmus_wire::discovery::{self, CertificateResponse, IssuerGrant};
 use rustls::pki_types::CertificateDer;
 use tokio::sync::watch;
 use tonic::Status;
 
 use crate::join::{now_unix_s, refused};
+use crate::replication::MemberClient;
+
+/// Who can spend a workload's token: the member alone, so that of many uses exactly one wins.
+pub enum Tokens {
+    /// This replica is the member.
+    Here(MemberHandle),
+    /// The member is asked.
+    At(MemberClient),
+}
 
 /// Issues to workloads, and keeps what is trusted.
 pub struct Issuer {
     own: ClusterName,
     authority: Arc<ClusterAuthority>,
-    member: Option<MemberHandle>,
+    tokens: Tokens,
     shared: SharedTrust,
     published: watch::Sender<discovery::Trust>,
 }
 
 impl Issuer {
-    /// An issuer with the cluster's `authority`. Until the log says more it trusts `roots`, itself, and
-    /// of `peers` (known from the join) the gateways alone.
-    /// Only the member can spend workload tokens; other replicas pass `None`.
-    pub fn new(
-        own: ClusterName,
-        own_id: ClusterId,
-        authority: Arc<ClusterAuthority>,
-        roots: Vec<CertificateDer<'static>>,
-        peers: impl Iterator<Item = (ClusterName, ClusterId)>,
-        member: Option<MemberHandle>,
-    ) -> Arc<Self> {
-        let gateways_only = |cluster_id| IssuerRecord { cluster_id, may_issue: Patterns(Vec::new()) };
-        let mut issuers: BTreeMap<_, _> = peers.map(|(name, id)| (name, gateways_only(id))).collect();
-        issuers.insert(own.clone(), IssuerRecord { cluster_id: own_id, may_issue: Patterns::all() });
-        let trust = Trust { trust_domain: authority.trust_domain().clone(), roots, issuers };
-        let published = watch::Sender::new(to_wire(&trust));
-        Arc::new(Self { own, authority, member, shared: Arc::new(ArcSwap::from_pointee(trust)), published })
+    /// An issuer with the cluster's `authority`, which keeps `trust` as the log has it.
+    pub fn new(own: ClusterName, authority: Arc<ClusterAuthority>, tokens: Tokens, trust: SharedTrust) -> Arc<Self> {
+        let published = watch::Sender::new(to_wire(&trust.load()));
+        Arc::new(Self { own, authority, tokens, shared: trust, published })
     }
 
     /// What TLS believes.
@@ -89,19 +85,32 @@ impl Issuer {
         Ok(peer.spiffe.account)
     }
 
+    /// Whether a chain proves a gateway of this cluster.
+    ///
+    /// # Errors
+    /// `UNAUTHENTICATED` with the reason.
+    pub fn own_gateway(&self, chain: &[CertificateDer<'_>]) -> Result<(), Status> {
+        let peer = isthmus_identity::tls::peer_identity(&self.shared, chain)
+            .map_err(|error| Status::unauthenticated(error.to_string()))?;
+        if peer.cluster.as_ref() == Some(&self.own) && peer.is_gateway() {
+            return Ok(());
+        }
+        Err(Status::unauthenticated(format!("{} is not a gateway of cluster {}", peer.spiffe, self.own)))
+    }
+
     /// A workload's first certificate, against its one-time token.
     ///
     /// # Errors
     /// A status whose `isthmus-reason` is `token_unknown`, `token_used`, `token_expired`, `not_member` or `bad_csr`.
-    pub async fn enrol(&self, token: &str, csr: &[u8]) -> Result<CertificateResponse, Status> {
-        let token = WorkloadToken::decode(token).map_err(|error| refused(error.reason(), error.to_string()))?;
+    pub async fn enrol(&self, encoded: &str, csr: &[u8]) -> Result<CertificateResponse, Status> {
+        let token = WorkloadToken::decode(encoded).map_err(|error| refused(error.reason(), error.to_string()))?;
         if token.cluster != self.own {
             let text = format!("this token is for cluster {}, this gateway is of {}", token.cluster, self.own);
             return Err(refused("token_unknown", text));
         }
-        let Some(member) = &self.member else {
-            let text = "only replica 0 can spend workload tokens; enrol there".to_owned();
-            return Err(refused("not_member", text));
+        let member = match &self.tokens {
+            Tokens::Here(member) => member,
+            Tokens::At(client) => return client.enrol(encoded, csr).await,
         };
         // Before the token is spent: a request that cannot be granted must not cost it.
         self.issue(&token.account, csr)?;
@@ -133,6 +142,20 @@ impl Issuer {
             trust_domain: self.authority.trust_domain().to_string(),
         })
     }
+}
+
+/// Whom to trust until the log says more: `roots`, the own cluster, and of `peers` (known from the join) the
+/// gateways alone.
+pub fn first_trust(
+    own: (ClusterName, ClusterId),
+    trust_domain: TrustDomain,
+    roots: Vec<CertificateDer<'static>>,
+    peers: impl Iterator<Item = (ClusterName, ClusterId)>,
+) -> SharedTrust {
+    let gateways_only = |cluster_id| IssuerRecord { cluster_id, may_issue: Patterns(Vec::new()) };
+    let mut issuers: BTreeMap<_, _> = peers.map(|(name, id)| (name, gateways_only(id))).collect();
+    issuers.insert(own.0, IssuerRecord { cluster_id: own.1, may_issue: Patterns::all() });
+    Arc::new(ArcSwap::from_pointee(Trust { trust_domain, roots, issuers }))
 }
 
 /// What the log's members may issue; `None` before the mesh is known.

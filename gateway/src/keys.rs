@@ -54,29 +54,36 @@ impl TunnelKeys {
             keys.store(path)?;
             return Ok(keys);
         };
-        let broken = |what: &str| StateError::Content {
+        let broken = |what: String| StateError::Content {
             path: path.to_owned(),
             what: format!(
                 "{what}; restore it from a backup, or remove it: tunnels to this cluster are then dialled anew"
             ),
         };
-        let stored: Stored = serde_json::from_slice(&bytes).map_err(|error| broken(&error.to_string()))?;
-        if stored.cluster_id != cluster.0 {
-            return Err(broken(&format!("it is of cluster number {}, this is {cluster}", stored.cluster_id)));
+        let keys = Self::from_json(&bytes).map_err(broken)?;
+        match keys.cids.cluster() {
+            id if id == cluster => Ok(keys),
+            other => Err(broken(format!("it is of cluster number {other}, this is {cluster}"))),
         }
+    }
+
+    /// Reads what [`TunnelKeys::to_json`] wrote.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, String> {
+        let stored: Stored = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        let cluster = ClusterId(stored.cluster_id);
         let cids = CidKeys::from_parts(cluster, stored.cid_current, stored.cids);
         let masters = TicketMasters::from_parts(cluster, stored.master_current, stored.masters);
         match (cids, masters) {
             (Some(cids), Some(masters)) => Ok(Self { cids, masters, since_unix_s: stored.since_unix_s }),
-            _ => Err(broken("its current generation is missing")),
+            _ => Err("its current generation is missing".into()),
         }
     }
 
-    /// Writes the keys to `path`.
-    ///
-    /// # Errors
-    /// [`StateError::Io`].
-    pub fn store(&self, path: &Path) -> Result<(), StateError> {
+    /// The keys as they lie on disk: secret.
+    pub fn to_json(&self) -> Vec<u8> {
         let stored = Stored {
             cluster_id: self.cids.cluster().0,
             cid_current: self.cids.current(),
@@ -85,9 +92,16 @@ impl TunnelKeys {
             masters: self.masters.parts().collect(),
             since_unix_s: self.since_unix_s,
         };
-        let json = serde_json::to_vec(&stored)
-            .map_err(|error| StateError::Content { path: path.to_owned(), what: error.to_string() })?;
-        write_private(path, &json)
+        // Numbers and bytes into memory: cannot fail.
+        serde_json::to_vec(&stored).unwrap_or_default()
+    }
+
+    /// Writes the keys to `path`.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub fn store(&self, path: &Path) -> Result<(), StateError> {
+        write_private(path, &self.to_json())
     }
 
     /// The next generation; the current one lives on as the last.

@@ -23,6 +23,7 @@ mod operator;
 pub mod peers;
 pub mod publish;
 mod publisher;
+pub mod replication;
 pub mod router;
 pub mod rows;
 mod run;
@@ -32,7 +33,6 @@ pub mod tables;
 mod tls_incoming;
 pub mod traffic;
 pub mod view;
-pub mod vips;
 mod writer;
 
 pub use run::run;

@@ -12,13 +12,20 @@ use tokio_util::sync::CancellationToken;
 
 use crate::hub::Hub;
 use crate::keys::TunnelKeys;
+use crate::replication::{ReplicaAddresses, ReplicaList};
 use crate::router::RouterShared;
 
 /// Changes are gathered for this long: a table of 10,000 endpoints costs a millisecond.
 const GATHER: Duration = Duration::from_millis(5);
 
 /// The table as of now.
-pub fn local_table(hub: &Hub, keys: &TunnelKeys, replica: u8, draining: bool) -> LocalTable {
+pub fn local_table(
+    hub: &Hub,
+    keys: &TunnelKeys,
+    replica: u8,
+    replicas: &[ReplicaAddresses],
+    draining: bool,
+) -> LocalTable {
     let registry = hub.registry();
     let mut table = LocalTable {
         cluster: keys.cids.cluster(),
@@ -28,7 +35,7 @@ pub fn local_table(hub: &Hub, keys: &TunnelKeys, replica: u8, draining: bool) ->
         registered: Default::default(),
         exports: Default::default(),
         sources: Vec::new(),
-        siblings: Default::default(),
+        siblings: replicas.iter().filter(|one| one.number != replica).map(|one| (one.number, one.udp)).collect(),
         draining,
     };
     for (key, local) in hub.locals().iter() {
@@ -60,7 +67,7 @@ pub async fn run(
     hub: Arc<Hub>,
     mut keys: watch::Receiver<TunnelKeys>,
     router: Arc<RouterShared>,
-    replica: u8,
+    (replica, mut replicas): (u8, watch::Receiver<ReplicaList>),
     draining: CancellationToken,
     shutdown: CancellationToken,
 ) {
@@ -69,11 +76,13 @@ pub async fn run(
     loop {
         generation.borrow_and_update();
         let current = keys.borrow_and_update().clone();
-        router.set_local(local_table(&hub, &current, replica, draining.is_cancelled()));
+        let all = replicas.borrow_and_update().clone();
+        router.set_local(local_table(&hub, &current, replica, &all, draining.is_cancelled()));
         tokio::select! {
             () = shutdown.cancelled() => return,
             () = draining.cancelled(), if !told => told = true,
             Ok(()) = keys.changed() => {}
+            Ok(()) = replicas.changed() => {}
             Ok(()) = generation.changed() => tokio::time::sleep(GATHER).await,
         }
     }

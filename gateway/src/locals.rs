@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use isthmus_model::service::{Export, Labels, Patterns, Service, ServicePort};
+use isthmus_model::service::{Export, Labels, Patterns, Service, ServicePort, selects_all};
 use isthmus_model::{ClusterName, Host, Locality, Namespace, ServiceAccount, ServiceName, WorkloadName};
 
 /// A workload's labels.
@@ -89,7 +89,7 @@ impl Locals {
 
 /// Whether `labels` carry all of `selector`; an empty selector selects nothing (Kubernetes `Service`).
 pub fn selects(selector: &Labels, labels: &Labels) -> bool {
-    !selector.is_empty() && selector.iter().all(|(name, value)| labels.get(name) == Some(value))
+    !selector.is_empty() && selects_all(selector, labels)
 }
 
 /// The target port of `port` at a workload that names its ports (`WorkloadEntry.ports`).

@@ -90,6 +90,28 @@ impl ObjectStore {
         Ok(store)
     }
 
+    /// All objects of the cluster, in the form in which they are kept.
+    pub fn to_json(&self) -> Vec<u8> {
+        let inner = self.inner.lock();
+        let all = inner.applied.values().chain(inner.files.values().map(|(object, _)| object));
+        // Plain values into memory: cannot fail.
+        serde_json::to_vec(&Stored::of(all)).unwrap_or_default()
+    }
+
+    /// Takes over what [`ObjectStore::to_json`] gave at the member: this replica's objects from now on.
+    ///
+    /// # Errors
+    /// [`StateError`] if it cannot be read or kept; the last objects stay.
+    pub fn adopt(&self, json: &[u8]) -> Result<(), StateError> {
+        let content =
+            |error: serde_json::Error| StateError::Content { path: self.path.clone(), what: error.to_string() };
+        let stored: Stored = serde_json::from_slice(json).map_err(content)?;
+        write_private(&self.path, json)?;
+        self.inner.lock().applied = stored.into_objects().map(|object| (object.key(), object)).collect();
+        self.publish();
+        Ok(())
+    }
+
     /// Looks at the directory and at the log's configuration until `shutdown`.
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let mut generation = self.hub.generation();

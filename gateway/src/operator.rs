@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use isthmus_federation::command::{Command, SignedEntry, token_hash};
-use isthmus_federation::member::MemberHandle;
+use isthmus_federation::member::{MemberHandle, ProposeError};
 use isthmus_identity::token::Secret;
 use isthmus_identity::{JoinToken, WorkloadToken, fingerprint};
 use isthmus_model::ServiceAccount;
@@ -69,6 +69,7 @@ impl Operator for OperatorService {
     }
 
     async fn apply(&self, request: Request<ApplyRequest>) -> Result<Response<ApplyResponse>, Status> {
+        self.check_writes()?;
         let request = request.into_inner();
         let response = match self.objects.apply(&contents(request.files), request.dry_run) {
             Ok((changes, warnings)) => ApplyResponse {
@@ -83,6 +84,7 @@ impl Operator for OperatorService {
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<ApplyResponse>, Status> {
+        self.check_writes()?;
         let request = request.into_inner();
         let response = match self.objects.delete(&contents(request.files), request.dry_run) {
             Ok(changes) => ApplyResponse { changes, ..ApplyResponse::default() },
@@ -136,6 +138,14 @@ impl Operator for OperatorService {
 }
 
 impl OperatorService {
+    /// The cluster's objects are written at its member, which tells the other replicas.
+    fn check_writes(&self) -> Result<(), Status> {
+        match self.member.is_member() {
+            true => Ok(()),
+            false => Err(refused(ProposeError::NotMember.reason(), ProposeError::NotMember.to_string())),
+        }
+    }
+
     fn table(&self, request: &GetRequest) -> Result<Vec<u8>, Status> {
         let registry = self.hub.registry();
         let now = Instant::now();
@@ -197,6 +207,7 @@ impl OperatorService {
             return Err(refused("reserved", format!("{account} is the gateways' own account")));
         }
         let secret = Secret::generate();
+        self.check_writes()?;
         self.member
             .mint_workload_token(secret.hash(), account.clone(), expires_unix_s)
             .await

@@ -4,10 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isthmus_federation::command::{ClusterFacts, Command};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::hub::Hub;
 use crate::publish::commands;
+use crate::replication::{ReplicaList, advertised};
 use crate::writer::{ClusterWriter, WriteError};
 
 /// Changes are gathered for this long, so that ten objects applied at once are looked at once.
@@ -15,15 +17,22 @@ const GATHER: Duration = Duration::from_millis(20);
 /// Pause after a write whose fate is not known: no leader, most likely.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Writes what differs, until `shutdown`.
-pub async fn run(hub: Arc<Hub>, writer: ClusterWriter, facts: ClusterFacts, shutdown: CancellationToken) {
+/// Writes what differs, until `shutdown`; `facts` but for the addresses, which are those of all replicas.
+pub async fn run(
+    hub: Arc<Hub>,
+    writer: ClusterWriter,
+    facts: ClusterFacts,
+    mut replicas: watch::Receiver<ReplicaList>,
+    shutdown: CancellationToken,
+) {
     let mut generation = hub.generation();
     // What the log refused: not tried again until it is wanted differently.
     let mut refused: Vec<Command> = Vec::new();
     loop {
         generation.borrow_and_update();
         let mut wanted = hub.wanted();
-        wanted.facts = Some(facts.clone());
+        let addresses = advertised(&replicas.borrow_and_update());
+        wanted.facts = Some(ClusterFacts { addresses, ..facts.clone() });
         let todo = commands(&hub.registry(), hub.own(), &wanted);
         refused.retain(|command| todo.contains(command));
         let next = todo.into_iter().find(|command| !refused.contains(command));
@@ -51,6 +60,7 @@ pub async fn run(hub: Arc<Hub>, writer: ClusterWriter, facts: ClusterFacts, shut
                 }
                 tokio::time::sleep(GATHER).await;
             }
+            Ok(()) = replicas.changed(), if pause.is_none() => {}
             () = tokio::time::sleep(pause.unwrap_or_default()), if pause.is_some() => {
                 // The registry that the write produced arrives by its own path; give it a moment.
                 tokio::time::sleep(GATHER).await;

@@ -4,7 +4,7 @@
 //! turns around: probes are answered `draining`, forwarding goes on, then everything ends.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -13,16 +13,17 @@ use isthmus_federation::command::{
     ClusterFacts, Command, FORM_MAX, SignError, SignedEntry, Signer as EntrySigner, Writer,
 };
 use isthmus_federation::der::Der;
-use isthmus_federation::member::{Member, MemberConfig, MemberHandle};
-use isthmus_identity::state::{create_dir, read_private, write_private};
+use isthmus_federation::member::{Member, MemberConfig, MemberHandle, Mirror};
+use isthmus_identity::state::create_dir;
 use isthmus_identity::tls::server_config;
 use isthmus_identity::{ClusterAuthority, RootAuthority, SharedIdentity};
+use isthmus_model::vip::Addresses;
 use isthmus_runtime::http::HttpServer;
 use isthmus_runtime::readiness::Readiness;
 use isthmus_wire::discovery::discovery_server::DiscoveryServer;
-use isthmus_wire::discovery::{Replica, Replicas};
 use isthmus_wire::join::join_server::JoinServer;
 use isthmus_wire::operator::operator_server::OperatorServer;
+use isthmus_wire::replica::replication_server::ReplicationServer;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -35,17 +36,20 @@ use crate::distribution::server::DiscoveryService;
 use crate::distribution::sidecars::Sidecars;
 use crate::handles::HandleTable;
 use crate::hub::Hub;
-use crate::issue::Issuer;
+use crate::issue::{Issuer, Tokens, first_trust};
 use crate::join::{JoinService, now_unix_s};
 use crate::keys::{ROTATE_EVERY, TunnelKeys};
 use crate::links::{LinkGlue, LinkTransport};
 use crate::object_store::ObjectStore;
 use crate::operator::OperatorService;
+use crate::replication::{
+    self, Followed, MemberClient, Registrar, ReplicaAddresses, ReplicaList, ReplicationService, read_state, to_wire,
+    write_state,
+};
 use crate::router::Router;
 use crate::signer::Signer;
 use crate::summary::{Event, Summary};
 use crate::tables::Glance;
-use crate::vips::Addresses;
 use crate::writer::ClusterWriter;
 use crate::{dashboard, local_table, publisher, tls_incoming};
 
@@ -71,7 +75,8 @@ struct Gateway {
     identity: SharedIdentity,
     authority: Arc<ClusterAuthority>,
     keys: watch::Sender<TunnelKeys>,
-    member: Member,
+    part: Part,
+    replicas: watch::Sender<ReplicaList>,
     handle: MemberHandle,
     transport: Arc<LinkTransport>,
     hub: Arc<Hub>,
@@ -79,6 +84,14 @@ struct Gateway {
     sidecars: Arc<Sidecars>,
     writer: ClusterWriter,
     router: Router,
+}
+
+/// The part that a replica plays in its cluster.
+enum Part {
+    /// Replica 0: the cluster's member of the federation, who alone writes.
+    Member(Box<Member>),
+    /// Any other: serves what the member last said.
+    Follower(Mirror, MemberClient),
 }
 
 struct Files {
@@ -121,28 +134,34 @@ impl Gateway {
         if facts.founder {
             member_config.init = Some(first_entry(&facts, &authority, &roots, own_facts, &*signer)?);
         }
-        let transport = LinkTransport::new();
-        let (member, handle) = Member::open(member_config, transport.clone())?;
-        let registry = handle.registry().borrow().clone();
-
-        let addresses = read_json::<Addresses>(&config.state.join("addresses.json"))?.unwrap_or_default().restored();
-        let hub = Hub::new(config.cluster.clone(), config.locality.clone(), registry, Arc::default(), addresses);
         let peers = facts.peers.iter().map(|peer| (peer.cluster.clone(), peer.cluster_id));
-        let issuer = Issuer::new(
-            config.cluster.clone(),
-            facts.cluster_id,
-            authority.clone(),
-            roots,
-            peers,
-            Some(handle.clone()),
-        );
+        let trust = first_trust((config.cluster.clone(), facts.cluster_id), facts.trust_domain.clone(), roots, peers);
+        let transport = LinkTransport::new();
+        // The member alone spends tokens and gives handles.
+        let (part, handle, tokens, handles) = match config.member.filter(|_| !config.is_member()) {
+            None => {
+                let (member, handle) = Member::open(member_config, transport.clone())?;
+                let path = config.state.join("handles.json");
+                let handles = read_state::<HandleTable>(&path)?.unwrap_or_default();
+                (Part::Member(Box::new(member)), handle.clone(), Tokens::Here(handle), Some((handles, path)))
+            }
+            Some(address) => {
+                let client = MemberClient::new(address, &config.cluster, &identity, &trust);
+                let registry = read_state(&registry_path(&config))?.unwrap_or_default();
+                let (mirror, handle) = Mirror::new(member_config, Arc::new(registry), transport.clone());
+                (Part::Follower(mirror, client.clone()), handle, Tokens::At(client), None)
+            }
+        };
+        let registry = handle.registry().borrow().clone();
+        let addresses = read_state(&addresses_path(&config))?.unwrap_or_else(|| Addresses::new(&facts.mesh));
+        let hub = Hub::new(config.cluster.clone(), config.locality.clone(), registry, Arc::default(), addresses);
+        let issuer = Issuer::new(config.cluster.clone(), authority.clone(), tokens, trust);
         issuer.set_registry(&hub.registry());
-        let handles_path = config.state.join("handles.json");
-        let handles = read_json::<HandleTable>(&handles_path)?.unwrap_or_default();
+        let own = own_addresses(&config);
         let sidecars =
-            Sidecars::new(authority.clone(), keys.cids.clone(), Some((handles, handles_path)), replicas(&config));
+            Sidecars::new(authority.clone(), keys.cids.clone(), handles, to_wire(std::slice::from_ref(&own)));
         let writer = ClusterWriter::new(&facts.mesh, config.cluster.clone(), signer, handle.clone());
-        let first = local_table::local_table(&hub, &keys, config.replica, false);
+        let first = local_table::local_table(&hub, &keys, config.replica, &[], false);
         let router = Router::bind(config.at(config.ports.tunnel), config.workers, first)
             .with_context(|| format!("cannot bind UDP {}", config.at(config.ports.tunnel)))?;
         Ok(Self {
@@ -150,7 +169,8 @@ impl Gateway {
             identity,
             authority,
             keys: watch::Sender::new(keys),
-            member,
+            part,
+            replicas: watch::Sender::new(vec![own]),
             handle,
             transport,
             hub,
@@ -185,11 +205,8 @@ impl Gateway {
             advertised: self.config.advertise.clone(),
         };
         let sessions = bind_tcp(self.config.at(self.config.ports.sessions)).await?;
-        let joins = bind_tcp(self.config.at(self.config.ports.tunnel)).await?;
         let socket = bind_socket(&self.config.socket)?;
-        self.serve_sessions(sessions, &mut tasks, &stop);
         let links = links.start(self.router, &self.transport, &mut tasks, stop.clone())?;
-        serve_joins(&self.identity, &self.issuer, self.writer.clone(), self.handle.clone(), joins, &mut tasks, &stop);
         let operator = OperatorService {
             hub: self.hub.clone(),
             objects: objects.clone(),
@@ -227,7 +244,7 @@ impl Gateway {
         let metrics = HttpServer::bind("metrics", self.config.at(self.config.ports.metrics), metrics).await?;
         tasks.spawn(metrics.run(stop.clone()));
 
-        tasks.spawn(objects.run(stop.clone()));
+        tasks.spawn(objects.clone().run(stop.clone()));
         tasks.spawn(watch_registry(
             self.hub.clone(),
             self.issuer.clone(),
@@ -235,24 +252,22 @@ impl Gateway {
             registry_known,
             stop.clone(),
         ));
-        tasks.spawn(keep_addresses(self.hub.clone(), self.config.state.join("addresses.json"), stop.clone()));
         tasks.spawn(expire_leases(self.hub.clone(), stop.clone()));
-        tasks.spawn(publisher::run(self.hub.clone(), self.writer.clone(), cluster_facts(&self.config), stop.clone()));
         tasks.spawn(local_table::run(
             self.hub.clone(),
             self.keys.subscribe(),
             shared,
-            self.config.replica,
+            (self.config.replica, self.replicas.subscribe()),
             shutdown.clone(),
             stop.clone(),
         ));
-        let keys_path = self.config.identity.join("tunnel-keys.json");
-        tasks.spawn(rotate_keys(self.keys, self.sidecars.clone(), keys_path, stop.clone()));
-        tasks.spawn(renew_identity(self.identity, self.authority, self.issuer.clone(), stop.clone()));
-        if let Some(root) = self.files.root {
-            let signer = Signer::new(root, self.config.cluster.clone(), self.writer, self.handle.clone());
-            tasks.spawn(signer.run(stop.clone()));
-        }
+        tasks.spawn(tell_sidecars(
+            self.sidecars.clone(),
+            self.keys.subscribe(),
+            self.replicas.subscribe(),
+            stop.clone(),
+        ));
+        tasks.spawn(renew_identity(self.identity.clone(), self.authority, self.issuer.clone(), stop.clone()));
         tasks.spawn(summarise(
             self.hub.clone(),
             self.handle.clone(),
@@ -261,12 +276,61 @@ impl Gateway {
             summary_sender,
             stop.clone(),
         ));
-        let mut member = tokio::spawn(self.member.run(stop.clone()));
+        let discovery =
+            DiscoveryService::new(self.hub.clone(), self.sidecars.clone(), self.issuer.clone(), stop.clone());
+        let keys_path = self.config.identity.join("tunnel-keys.json");
+        let mut part = match self.part {
+            Part::Member(member) => {
+                let path = self.config.state.join("replicas.json");
+                let registrar = Registrar::open(own_addresses(&self.config), path, self.replicas.clone())?;
+                let replication = ReplicationService {
+                    hub: self.hub.clone(),
+                    objects,
+                    member: self.handle.clone(),
+                    keys: self.keys.subscribe(),
+                    issuer: self.issuer.clone(),
+                    registrar: registrar.clone(),
+                    stop: stop.clone(),
+                };
+                serve_sessions(&self.identity, &self.issuer, discovery, Some(replication), sessions, &mut tasks, &stop);
+                let joins = bind_tcp(self.config.at(self.config.ports.tunnel)).await?;
+                let join = JoinService::new(self.writer.clone(), self.handle.clone());
+                serve_joins(&self.identity, &self.issuer, join, joins, &mut tasks, &stop);
+                tasks.spawn(registrar.run(stop.clone()));
+                tasks.spawn(keep_addresses(self.hub.clone(), addresses_path(&self.config), stop.clone()));
+                tasks.spawn(publisher::run(
+                    self.hub.clone(),
+                    self.writer.clone(),
+                    cluster_facts(&self.config),
+                    self.replicas.subscribe(),
+                    stop.clone(),
+                ));
+                tasks.spawn(rotate_keys(self.keys, keys_path, stop.clone()));
+                if let Some(root) = self.files.root {
+                    let signer = Signer::new(root, self.config.cluster.clone(), self.writer, self.handle.clone());
+                    tasks.spawn(signer.run(stop.clone()));
+                }
+                tokio::spawn(member.run(stop.clone()))
+            }
+            Part::Follower(mirror, client) => {
+                serve_sessions(&self.identity, &self.issuer, discovery, None, sessions, &mut tasks, &stop);
+                let followed = Followed {
+                    mirror,
+                    hub: self.hub.clone(),
+                    objects,
+                    keys: (self.keys, keys_path),
+                    list: self.replicas,
+                    registry_path: registry_path(&self.config),
+                    addresses_path: addresses_path(&self.config),
+                };
+                tokio::spawn(replication::follow(followed, client, own_addresses(&self.config), stop.clone()))
+            }
+        };
         tracing::info!(cluster = %self.config.cluster, replica = self.config.replica, listen = %self.config.listen, "gateway is up");
 
         tokio::select! {
             () = shutdown.cancelled() => {}
-            _ = &mut member => tracing::error!("the registry's member has ended; serving what is known"),
+            _ = &mut part => tracing::error!("the registry's member has ended; serving what is known"),
         }
         shutdown.cancelled().await;
         tracing::info!(?drain, "draining: peers and sidecars move to other replicas");
@@ -274,37 +338,43 @@ impl Gateway {
         tokio::time::sleep(drain).await;
         stop.cancel();
         while tasks.join_next().await.is_some() {}
-        if !member.is_finished() {
-            let _ = member.await;
+        if !part.is_finished() {
+            let _ = part.await;
         }
         let _ = std::fs::remove_file(&self.config.socket);
         drop(running);
         Ok(())
     }
+}
 
-    fn serve_sessions(&self, listener: TcpListener, tasks: &mut JoinSet<()>, stop: &CancellationToken) {
-        let (identity, trust) = (self.identity.clone(), self.issuer.shared().clone());
-        let config = Arc::new(server_config(&identity, &trust, None, &[b"h2"]));
-        let incoming = tls_incoming::accept(listener, move || config.clone(), tasks, stop.clone());
-        let service = DiscoveryService::new(self.hub.clone(), self.sidecars.clone(), self.issuer.clone(), stop.clone());
-        let stopped = stop.clone();
-        tasks.spawn(async move {
-            let server = tonic::transport::Server::builder()
-                .http2_keepalive_interval(Some(Duration::from_secs(2)))
-                .http2_keepalive_timeout(Some(Duration::from_secs(4)))
-                .add_service(DiscoveryServer::new(service));
-            let served =
-                server.serve_with_incoming_shutdown(ReceiverStream::new(incoming), stopped.cancelled_owned()).await;
-            report("session service", served);
-        });
-    }
+fn serve_sessions(
+    identity: &SharedIdentity,
+    issuer: &Issuer,
+    discovery: DiscoveryService,
+    replication: Option<ReplicationService>,
+    listener: TcpListener,
+    tasks: &mut JoinSet<()>,
+    stop: &CancellationToken,
+) {
+    let config = Arc::new(server_config(identity, issuer.shared(), None, &[b"h2"]));
+    let incoming = tls_incoming::accept(listener, move || config.clone(), tasks, stop.clone());
+    let stopped = stop.clone();
+    tasks.spawn(async move {
+        let server = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_secs(2)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(4)))
+            .add_service(DiscoveryServer::new(discovery))
+            .add_optional_service(replication.map(ReplicationServer::new));
+        let served =
+            server.serve_with_incoming_shutdown(ReceiverStream::new(incoming), stopped.cancelled_owned()).await;
+        report("session service", served);
+    });
 }
 
 fn serve_joins(
     identity: &SharedIdentity,
     issuer: &Issuer,
-    writer: ClusterWriter,
-    member: MemberHandle,
+    join: JoinService,
     listener: TcpListener,
     tasks: &mut JoinSet<()>,
     stop: &CancellationToken,
@@ -313,7 +383,7 @@ fn serve_joins(
     let incoming = tls_incoming::accept(listener, move || config.clone(), tasks, stop.clone());
     let stopped = stop.clone();
     tasks.spawn(async move {
-        let server = tonic::transport::Server::builder().add_service(JoinServer::new(JoinService::new(writer, member)));
+        let server = tonic::transport::Server::builder().add_service(JoinServer::new(join));
         let served =
             server.serve_with_incoming_shutdown(ReceiverStream::new(incoming), stopped.cancelled_owned()).await;
         report("join service", served);
@@ -364,20 +434,22 @@ fn first_entry(
     SignedEntry::sign(&Writer::Cluster(facts.cluster.clone()), &facts.mesh, now_unix_s() * 1_000_000, command, signer)
 }
 
-fn replicas(config: &GatewayConfig) -> Replicas {
-    let own = Replica {
-        number: config.replica.into(),
-        udp_address: config.at(config.ports.tunnel).to_string(),
-        session_address: config.at(config.ports.sessions).to_string(),
-    };
-    Replicas { replicas: vec![own] }
+fn own_addresses(config: &GatewayConfig) -> ReplicaAddresses {
+    ReplicaAddresses {
+        number: config.replica,
+        udp: config.at(config.ports.tunnel),
+        sessions: config.at(config.ports.sessions),
+        advertise: config.advertise.clone(),
+    }
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
-    let Some(bytes) = read_private(path)? else { return Ok(None) };
-    let value = serde_json::from_slice(&bytes)
-        .with_context(|| format!("{} is broken; restore it from a backup", path.display()))?;
-    Ok(Some(value))
+fn addresses_path(config: &GatewayConfig) -> PathBuf {
+    config.state.join("addresses.json")
+}
+
+/// Where a replica keeps what the member last said of the registry.
+fn registry_path(config: &GatewayConfig) -> PathBuf {
+    config.state.join("registry.json")
 }
 
 async fn bind_tcp(address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -427,8 +499,7 @@ async fn keep_addresses(hub: Arc<Hub>, path: std::path::PathBuf, stop: Cancellat
     loop {
         generation.borrow_and_update();
         if hub.allocate_addresses(now_unix_s())
-            && let Ok(json) = serde_json::to_vec(&hub.addresses())
-            && let Err(error) = write_private(&path, &json)
+            && let Err(error) = write_state(&path, &*hub.addresses())
         {
             tracing::error!(%error, "virtual addresses are not kept; they may change at the next start");
         }
@@ -455,12 +526,25 @@ async fn expire_leases(hub: Arc<Hub>, stop: CancellationToken) {
     }
 }
 
-async fn rotate_keys(
-    keys: watch::Sender<TunnelKeys>,
+/// Keeps what sidecars are told of keys and replicas current.
+async fn tell_sidecars(
     sidecars: Arc<Sidecars>,
-    path: std::path::PathBuf,
+    mut keys: watch::Receiver<TunnelKeys>,
+    mut replicas: watch::Receiver<ReplicaList>,
     stop: CancellationToken,
 ) {
+    loop {
+        sidecars.set_keys(keys.borrow_and_update().cids.clone());
+        sidecars.set_replicas(to_wire(&replicas.borrow_and_update()));
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = keys.changed() => if changed.is_err() { return },
+            changed = replicas.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+async fn rotate_keys(keys: watch::Sender<TunnelKeys>, path: std::path::PathBuf, stop: CancellationToken) {
     loop {
         let since = keys.borrow().since_unix_s;
         let due = Duration::from_secs((since + ROTATE_EVERY.as_secs()).saturating_sub(now_unix_s()));
@@ -474,7 +558,6 @@ async fn rotate_keys(
             tokio::time::sleep(Duration::from_secs(60)).await;
             continue;
         }
-        sidecars.set_keys(next.cids.clone());
         keys.send_replace(next);
         tracing::info!("tunnel keys rotated");
     }

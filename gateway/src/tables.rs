@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use isthmus_federation::member::Status;
 use isthmus_federation::registry::{Registry, TokenState};
 use isthmus_model::ClusterName;
-use isthmus_model::service::ServicePort;
+use isthmus_model::merge::merge;
+use isthmus_model::service::{Export, ServicePort};
 use isthmus_model::view::{Freshness, ServiceView, Target};
 
 use crate::distribution::sidecars::Connected;
@@ -15,7 +16,7 @@ use crate::imports::Age;
 use crate::rows::{EndpointRow, ExportRow, ImportRow, PortRow, ProxyRow, TokenRow};
 use crate::summary::{Cluster, ClusterState, Event, Import, Link, Service, ServiceEdge, Store, Summary, Traffic};
 use crate::traffic::{EdgeRate, quantile};
-use crate::view::{Imported, Imports, Known};
+use crate::view::{Imported, Imports, Known, exported};
 
 /// What a link is, as its owner measures it.
 pub type LinkTable = Vec<Link>;
@@ -201,7 +202,7 @@ fn ports(ports: &[ServicePort]) -> Vec<PortRow> {
 pub fn exports(registry: &Registry) -> Vec<ExportRow> {
     let mut rows = Vec::new();
     for (cluster, of) in registry.exports.iter() {
-        for (service, record) in of {
+        for record in of.values() {
             rows.push(ExportRow {
                 namespace: record.export.namespace.to_string(),
                 name: record.export.name.to_string(),
@@ -210,7 +211,7 @@ pub fn exports(registry: &Registry) -> Vec<ExportRow> {
                 ports: ports(&record.export.ports),
                 visible_to: record.export.visible_to.0.clone(),
                 index: record.index,
-                conflicts: conflicts(registry, service),
+                conflicts: conflicts(registry, &record.export),
             });
         }
     }
@@ -218,25 +219,10 @@ pub fn exports(registry: &Registry) -> Vec<ExportRow> {
 }
 
 /// Ports that clusters export differently: the oldest export's is used (KEP-1645).
-fn conflicts(registry: &Registry, service: &str) -> Vec<String> {
-    let exporters = registry.exporters(service);
-    let mut found = Vec::new();
-    let mut seen: Vec<(&ClusterName, &ServicePort)> = Vec::new();
-    for (cluster, record) in &exporters {
-        for port in &record.export.ports {
-            match seen.iter().find(|(_, have)| have.number == port.number) {
-                None => seen.push((cluster, port)),
-                Some((oldest, have)) if have.protocol != port.protocol || have.name != port.name => {
-                    found.push(format!(
-                        "port {}: using {:?} {:?} from the oldest export, in {oldest}; {cluster} says {:?} {:?}",
-                        port.number, have.name, have.protocol, port.name, port.protocol
-                    ));
-                }
-                Some(_) => {}
-            }
-        }
-    }
-    found
+fn conflicts(registry: &Registry, export: &Export) -> Vec<String> {
+    let exports = exported(registry, &(export.namespace.clone(), export.name.clone()), |_| None);
+    let merged = merge(&export.host(), &[], exports, None);
+    merged.map(|merged| merged.conflicts.iter().map(ToString::to_string).collect()).unwrap_or_default()
 }
 
 /// `get imports`: services of other clusters that can be called from here.

@@ -39,6 +39,8 @@ pub struct TlsConnection {
 pub struct PeerInfo {
     /// The address of ours that it dialled.
     pub local: SocketAddr,
+    /// Its own address.
+    pub remote: SocketAddr,
     /// Its verified certificates, leaf first; empty if it showed none.
     pub chain: Vec<rustls::pki_types::CertificateDer<'static>>,
 }
@@ -102,7 +104,7 @@ async fn handshake(acceptor: TlsAcceptor, stream: TcpStream, remote: SocketAddr)
         Ok(Ok(stream)) => {
             let chain = stream.get_ref().1.peer_certificates().map(|certs| certs.to_vec()).unwrap_or_default();
             let chain = chain.into_iter().map(|cert| cert.into_owned()).collect();
-            Some(TlsConnection { stream, info: Arc::new(PeerInfo { local, chain }) })
+            Some(TlsConnection { stream, info: Arc::new(PeerInfo { local, remote, chain }) })
         }
         Ok(Err(error)) => {
             tracing::info!(%remote, %error, "TLS handshake refused");

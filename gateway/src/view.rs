@@ -3,13 +3,16 @@
 //! Pure: registry, own workloads, leases and links in, resources out. Nothing is removed because it
 //! was not heard of: a cluster that has not spoken since the start makes its services *unknown*.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
-use isthmus_federation::registry::Registry;
-use isthmus_model::service::{Location, Resolution, Service, ServiceEntry, ServicePort};
+use isthmus_federation::registry::{ExportRecord, Registry};
+use isthmus_model::merge::{Exported, Heard, merge};
+use isthmus_model::service::{Location, Resolution, Service, ServiceEntry};
 use isthmus_model::view::{Backends, Endpoint, Freshness, ResourceName, ServiceView, Target};
-use isthmus_model::{ClusterName, Host, Locality};
+use isthmus_model::vip::Addresses;
+use isthmus_model::{ClusterName, Host, Locality, ServiceAccount};
 use isthmus_wire::federation::EndpointHealth;
 
 use crate::locals::{Local, Locals, ServiceKey, target_port};
@@ -64,7 +67,7 @@ pub struct Facts<'a, I> {
     /// Paths by cluster.
     pub paths: &'a BTreeMap<ClusterName, PathFacts>,
     /// Virtual addresses by host.
-    pub addresses: &'a BTreeMap<Host, Vec<IpAddr>>,
+    pub addresses: &'a Addresses,
 }
 
 /// What is known of a host.
@@ -81,8 +84,9 @@ pub enum Known {
 impl<I: Imports> Facts<'_, I> {
     /// The host that an address belongs to.
     pub fn host_of(&self, address: IpAddr) -> Option<Host> {
-        let by_vip = self.addresses.iter().find(|(_, all)| all.contains(&address)).map(|(host, _)| host.clone());
-        by_vip
+        self.addresses
+            .host_of(address)
+            .cloned()
             .or_else(|| {
                 let service = self.services.values().find(|service| service.address == Some(address))?;
                 Some(Host::cluster(&service.namespace, &service.name))
@@ -157,60 +161,43 @@ impl<I: Imports> Facts<'_, I> {
     }
 
     fn mesh_view(&self, host: &Host, key: &ServiceKey) -> Known {
-        let name = format!("{}/{}", key.0, key.1);
-        let exporters = self.registry.exporters(&name);
-        let mut ports: Vec<ServicePort> = Vec::new();
-        let mut backends = Vec::new();
-        let mut unheard = false;
-        for (cluster, record) in exporters {
-            let export = &record.export;
-            if cluster != self.own && !export.visible_to.cover(self.own.as_str()) {
-                continue;
-            }
-            // Oldest first, so whoever names a port first keeps it (KEP-1645).
-            for port in &export.ports {
-                if !ports.iter().any(|have| have.number == port.number) {
-                    ports.push(port.clone());
-                }
-            }
-            if cluster == self.own {
-                backends.extend(self.services.get(key).map(|service| self.own_backends(service)));
-                continue;
-            }
-            let Some(member) = self.registry.clusters.get(cluster) else { continue };
-            let (freshness, endpoints) = match self.imports.of(cluster, key) {
-                Imported::Heard(freshness, endpoints) => (freshness, endpoints),
-                Imported::Unheard => {
-                    unheard = true;
-                    continue;
-                }
-                Imported::Gone => (Freshness::Fresh, Vec::new()),
-            };
-            backends.push(Backends {
-                cluster: cluster.clone(),
-                cluster_id: member.id,
-                locality: member.facts.locality.clone(),
-                freshness,
-                rtt_us: self.paths.get(cluster).filter(|path| path.up).map(|path| path.rtt_us),
-                ports: export.ports.iter().map(|port| port.number).collect(),
-                accounts: export.accounts.clone(),
-                endpoints: subset(self.own, endpoints.iter().map(tunnel_endpoint).collect()),
-            });
-        }
-        if backends.is_empty() && ports.is_empty() {
+        let exports = exported(self.registry, key, |cluster| self.heard(cluster, key));
+        let Some(merged) = merge(host, &self.virtual_addresses(host), exports, Some(self.own)) else {
             return Known::Absent;
-        }
-        if backends.is_empty() && unheard {
+        };
+        let mut service = merged.service;
+        if service.backends.is_empty() && !merged.unheard.is_empty() {
             return Known::Unknown;
         }
-        Known::Service(Box::new(ServiceView {
-            host: host.clone(),
-            addresses: self.virtual_addresses(host),
-            ports,
-            location: Location::MeshInternal,
-            resolution: Resolution::Static,
-            backends,
-        }))
+        for of in &mut service.backends {
+            if of.cluster == *self.own {
+                // Known here before the log has it.
+                of.accounts = self.accounts_with(key, &of.accounts);
+            }
+            of.endpoints = subset(self.own, std::mem::take(&mut of.endpoints));
+        }
+        Known::Service(Box::new(service))
+    }
+
+    /// What is known of `cluster`'s endpoints of a service.
+    fn heard(&self, cluster: &ClusterName, key: &ServiceKey) -> Option<Heard> {
+        if cluster == self.own {
+            let endpoints = self.services.get(key).map(|service| self.own_backends(service).endpoints);
+            return Some(Heard { freshness: Freshness::Fresh, rtt_us: None, endpoints: endpoints.unwrap_or_default() });
+        }
+        let (freshness, endpoints) = match self.imports.of(cluster, key) {
+            Imported::Heard(freshness, endpoints) => (freshness, endpoints),
+            Imported::Gone => (Freshness::Fresh, Vec::new()),
+            Imported::Unheard => return None,
+        };
+        let rtt_us = self.paths.get(cluster).filter(|path| path.up).map(|path| path.rtt_us);
+        Some(Heard { freshness, rtt_us, endpoints: endpoints.iter().map(tunnel_endpoint).collect() })
+    }
+
+    fn accounts_with(&self, key: &ServiceKey, known: &[ServiceAccount]) -> Vec<ServiceAccount> {
+        let of_service = self.services.get(key).map(|service| self.own_backends(service).accounts);
+        let all: BTreeSet<ServiceAccount> = known.iter().cloned().chain(of_service.into_iter().flatten()).collect();
+        all.into_iter().collect()
     }
 
     fn own_backends(&self, service: &Service) -> Backends {
@@ -241,7 +228,9 @@ impl<I: Imports> Facts<'_, I> {
             labels: endpoint.labels.clone(),
             healthy: true,
         });
-        let by_name = (entry.endpoints.is_empty() && entry.resolution != Resolution::None).then(|| Endpoint {
+        // Istio: without endpoints the host itself is resolved.
+        let resolved = matches!(entry.resolution, Resolution::Dns | Resolution::DnsRoundRobin);
+        let by_name = (entry.endpoints.is_empty() && resolved).then(|| Endpoint {
             target: Target::Plain(host.to_string()),
             weight: 1,
             locality: None,
@@ -278,8 +267,28 @@ impl<I: Imports> Facts<'_, I> {
     }
 
     fn virtual_addresses(&self, host: &Host) -> Vec<IpAddr> {
-        self.addresses.get(host).cloned().unwrap_or_default()
+        self.addresses.by_host().get(host).cloned().unwrap_or_default()
     }
+}
+
+/// All exports of a service as the merge takes them.
+pub fn exported<'a>(
+    registry: &'a Registry,
+    key: &ServiceKey,
+    heard: impl Fn(&ClusterName) -> Option<Heard>,
+) -> Vec<Exported<'a>> {
+    let exported = |(cluster, record): (&'a ClusterName, &'a Arc<ExportRecord>)| {
+        let member = registry.clusters.get(cluster)?;
+        Some(Exported {
+            cluster,
+            cluster_id: member.id,
+            locality: &member.facts.locality,
+            export: &record.export,
+            first_index: record.first_index,
+            heard: heard(cluster),
+        })
+    };
+    registry.exporters(&format!("{}/{}", key.0, key.1)).into_iter().filter_map(exported).collect()
 }
 
 fn is_single(net: &ipnet::IpNet) -> bool {

@@ -222,7 +222,8 @@ impl Drop for OpenConnection {
 impl Series {
     fn new(registry: &Registry) -> Self {
         let gauge = |name: &str, help: &str| shown(registry, IntGauge::new(name, help));
-        let float = |name: &str, help: &str| shown(registry, Gauge::new(name, help));
+        // Read at every scrape, and so shown by `Scrape`: collectors are asked in no order.
+        let float = |name: &str, help: &str| valid(Gauge::new(name, help));
         let counter = |name: &str, help: &str| shown(registry, IntCounter::new(name, help));
         let counters = |name, help, labels: &[&str]| shown(registry, IntCounterVec::new(Opts::new(name, help), labels));
         let gauges = |name, help, labels: &[&str]| shown(registry, IntGaugeVec::new(Opts::new(name, help), labels));
@@ -238,19 +239,33 @@ impl Series {
             log_dropped: counter("isthmus_proxy_access_log_dropped_total", "Access log lines not written"),
             config_age: float("isthmus_config_age_seconds", "Since a gateway last confirmed the view"),
             certificate_expiry: float("isthmus_cert_expiry_seconds", "Until the workload's certificate ends"),
-            overflowed: counter("isthmus_proxy_requests_overflow_total", "Requests whose labels became other"),
+            overflowed: valid(IntCounter::new(
+                "isthmus_proxy_requests_overflow_total",
+                "Requests whose labels became other",
+            )),
         }
     }
 }
 
-fn shown<C: Collector + Clone + 'static>(registry: &Registry, collector: prometheus::Result<C>) -> C {
+fn valid<C>(collector: prometheus::Result<C>) -> C {
     // Names and labels are constants of this file, and a test makes all of them.
-    let collector = collector.expect("a metric's name and labels are valid");
+    collector.expect("a metric's name and labels are valid")
+}
+
+fn shown<C: Collector + Clone + 'static>(registry: &Registry, collector: prometheus::Result<C>) -> C {
+    let collector = valid(collector);
     register(registry, collector.clone());
     collector
 }
 
-/// Makes Istio's series out of edges when somebody scrapes.
+impl Series {
+    /// Those that are brought up to date by a scrape.
+    fn refreshed(&self) -> [&dyn Collector; 3] {
+        [&self.config_age, &self.certificate_expiry, &self.overflowed]
+    }
+}
+
+/// Makes Istio's series out of edges when somebody scrapes, and brings ages up to date.
 struct Scrape {
     metrics: Metrics,
     descriptions: Vec<Desc>,
@@ -261,7 +276,10 @@ impl Scrape {
         let describe = |(name, help, _): &(&str, &str, _)| {
             Desc::new((*name).to_owned(), (*help).to_owned(), Vec::new(), std::collections::HashMap::new()).ok()
         };
-        Self { metrics, descriptions: export::FAMILIES.iter().filter_map(describe).collect() }
+        let mut descriptions: Vec<Desc> = export::FAMILIES.iter().filter_map(describe).collect();
+        let refreshed = metrics.0.series.refreshed();
+        descriptions.extend(refreshed.iter().flat_map(|one| one.desc()).cloned());
+        Self { metrics, descriptions }
     }
 }
 
@@ -272,7 +290,9 @@ impl Collector for Scrape {
 
     fn collect(&self) -> Vec<MetricFamily> {
         self.metrics.refresh(SystemTime::now());
-        export::families(self.metrics.all_edges().iter().map(|edge| &**edge))
+        let mut families = export::families(self.metrics.all_edges().iter().map(|edge| &**edge));
+        families.extend(self.metrics.0.series.refreshed().iter().flat_map(|one| one.collect()));
+        families
     }
 }
 

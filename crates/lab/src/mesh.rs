@@ -80,6 +80,17 @@ pub enum MeshError {
     },
 }
 
+/// The binary under a name in the lab's directory: sidecars run under a uid of their own, which may not get to
+/// where it was built (a home directory, most often).
+fn reachable(binary: &Path, dir: &Path) -> Result<PathBuf, MeshError> {
+    let name = dir.join("isthmus");
+    // Another file system takes a copy.
+    std::fs::hard_link(binary, &name)
+        .or_else(|_| std::fs::copy(binary, &name).map(drop))
+        .map_err(|source| MeshError::File { path: binary.to_owned(), source })?;
+    Ok(name)
+}
+
 impl Mesh {
     /// A mesh without clusters. `isthmus` is the binary; `sample` is a program that takes the
     /// flags of [`crate::sample::SampleConfig`] after its own.
@@ -92,7 +103,8 @@ impl Mesh {
         }
         let capture = Capture::best(lab.mode());
         let (clusters, workloads) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { clusters, workloads, started: 0, isthmus: isthmus.into(), sample, capture, root: String::new(), lab })
+        let isthmus = reachable(&isthmus.into(), lab.dir())?;
+        Ok(Self { clusters, workloads, started: 0, isthmus, sample, capture, root: String::new(), lab })
     }
 
     /// How sidecars get their workloads' connections; the best there is unless set.

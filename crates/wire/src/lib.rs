@@ -20,6 +20,12 @@ pub mod federation {
     tonic::include_proto!("isthmus.federation.v1");
 }
 
+/// The replicas of one cluster's gateway.
+#[allow(missing_docs, clippy::all)]
+pub mod replica {
+    tonic::include_proto!("isthmus.replica.v1");
+}
+
 /// The CLI and a gateway.
 #[allow(missing_docs, clippy::all)]
 pub mod operator {

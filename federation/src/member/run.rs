@@ -48,7 +48,7 @@ impl Member {
         let (sender, requests) = mpsc::sync_channel(QUEUE_MAX);
         let tick = config.tick;
         let handle = MemberHandle {
-            requests: sender,
+            requests: Some(sender),
             registry: registry_watch,
             status: status_watch,
             transport: transport.clone(),
@@ -132,6 +132,11 @@ impl Member {
     }
 
     fn publish(&mut self, waiting: &mut Waiting) {
+        // Before the answers: who hears that a write is done finds it in the registry.
+        let applied = self.driver.registry();
+        if self.registry.borrow().index != applied.index {
+            self.registry.send_replace(Arc::new(applied.clone()));
+        }
         while let Some(output) = self.driver.poll_output() {
             match output {
                 Output::Send(to, frame) => self.transport.send(to, frame),
@@ -146,10 +151,6 @@ impl Member {
                     }
                 }
             }
-        }
-        let applied = self.driver.registry();
-        if self.registry.borrow().index != applied.index {
-            self.registry.send_replace(Arc::new(applied.clone()));
         }
         let now = self.driver.status();
         self.status.send_if_modified(|status| {

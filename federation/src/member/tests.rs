@@ -40,7 +40,9 @@ impl Transport for Link {
     fn send(&self, to: ClusterId, frame: RaftFrame) {
         let Some(handle) = self.links.upgrade().and_then(|links| links.0.lock().get(&to).cloned()) else { return };
         let (reply, _) = oneshot::channel();
-        let _ = handle.requests.try_send(Request::Deliver(self.own, frame, reply));
+        if let Some(requests) = &handle.requests {
+            let _ = requests.try_send(Request::Deliver(self.own, frame, reply));
+        }
     }
 
     fn call(&self, to: ClusterId, call: Call) -> CallFuture {
@@ -69,6 +71,13 @@ struct Mesh {
     chains: HashMap<String, Vec<Der>>,
     running: HashMap<u16, Running>,
     sequence: u64,
+}
+
+impl Drop for Mesh {
+    /// A failed test must end: members' threads stop only when they are told.
+    fn drop(&mut self) {
+        self.running.values().for_each(|running| running.stop.cancel());
+    }
 }
 
 fn now_us() -> u64 {

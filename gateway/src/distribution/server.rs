@@ -131,11 +131,15 @@ impl Shared {
         };
         self.sidecars.opened(&key, conversation.process, conversation.number, register.version.clone());
         let result = conversation.run(&mut up, registration).await;
-        if self.sidecars.closed(&key, conversation.process, conversation.number) {
-            self.hub.unregister(&key, conversation.process);
+        let last = self.sidecars.closed(&key, conversation.process, conversation.number);
+        match &result {
+            Ok(End::Stopping) => {}
+            Ok(End::Left) if last => self.hub.unregister(&key, conversation.process),
+            Err(_) if last => self.hub.lost(&key, conversation.process),
+            Ok(End::Left) | Err(_) => {}
         }
         self.hub.forget_traffic(conversation.number);
-        result
+        result.map(drop)
     }
 
     async fn register(
@@ -176,6 +180,14 @@ impl Shared {
     }
 }
 
+/// How a session ends that did not fail.
+enum End {
+    /// This gateway goes away; the sidecar does not.
+    Stopping,
+    /// The sidecar ended it.
+    Left,
+}
+
 /// One session's running state.
 struct Conversation<'a> {
     shared: &'a Shared,
@@ -192,7 +204,7 @@ struct Conversation<'a> {
 }
 
 impl Conversation<'_> {
-    async fn run(&mut self, up: &mut Streaming<ToGateway>, registration: Registration) -> Result<(), Status> {
+    async fn run(&mut self, up: &mut Streaming<ToGateway>, registration: Registration) -> Result<End, Status> {
         let hub = &self.shared.hub;
         let mut generation = hub.generation();
         let mut gone = hub.gone();
@@ -208,6 +220,7 @@ impl Conversation<'_> {
         let (first_keys, first_trust) = (keys.borrow_and_update().clone(), trust.borrow_and_update().clone());
         self.say(Down::EndpointKeys(first_keys)).await?;
         self.say(Down::Trust(first_trust)).await?;
+        let mut replicas = self.shared.sidecars.replica_changes();
         self.say(Down::Replicas(self.shared.sidecars.replicas(self.local))).await?;
         self.tell_changes().await?;
         let mut links = tokio::time::interval(LINKS_EVERY);
@@ -215,11 +228,11 @@ impl Conversation<'_> {
             tokio::select! {
                 () = self.shared.shutdown.cancelled() => {
                     self.say(Down::Draining(GatewayDraining {})).await?;
-                    return Ok(());
+                    return Ok(End::Stopping);
                 }
                 message = up.message() => match message? {
                     Some(message) => self.hear(message).await?,
-                    None => return Ok(()),
+                    None => return Ok(End::Left),
                 },
                 Ok(()) = generation.changed() => {
                     tokio::time::sleep(GATHER).await;
@@ -234,10 +247,14 @@ impl Conversation<'_> {
                     let trust = trust.borrow_and_update().clone();
                     self.say(Down::Trust(trust)).await?;
                 }
+                Ok(()) = replicas.changed() => {
+                    replicas.mark_unchanged();
+                    self.say(Down::Replicas(self.shared.sidecars.replicas(self.local))).await?;
+                }
                 event = gone.recv() => match event {
                     Ok(event) => self.say(Down::Gone(event)).await?,
                     Err(broadcast::error::RecvError::Lagged(missed)) => tracing::warn!(missed, "slow sidecar missed events"),
-                    Err(broadcast::error::RecvError::Closed) => return Ok(()),
+                    Err(broadcast::error::RecvError::Closed) => return Ok(End::Stopping),
                 },
                 Ok(notice) = notices.recv() => {
                     if let Some(refused) = self.shared.sidecars.notice_for(self.process, &notice) {

@@ -82,7 +82,7 @@ pub struct Sidecars {
     handles: Option<Mutex<(HandleTable, PathBuf)>>,
     cid_keys: ArcSwap<CidKeys>,
     keys: watch::Sender<EndpointKeys>,
-    replicas: ArcSwap<Replicas>,
+    replicas: watch::Sender<Replicas>,
     sessions: Mutex<BTreeMap<u64, Connected>>,
     /// Where keys of destination clusters come from, once the links run.
     peers: OnceLock<PeersHandle>,
@@ -103,7 +103,7 @@ impl Sidecars {
             handles: handles.map(Mutex::new),
             keys: watch::Sender::new(wire_keys(&cid_keys)),
             cid_keys: ArcSwap::from_pointee(cid_keys),
-            replicas: ArcSwap::from_pointee(replicas),
+            replicas: watch::Sender::new(replicas),
             sessions: Mutex::default(),
             peers: OnceLock::new(),
             links: ArcSwap::default(),
@@ -240,7 +240,7 @@ impl Sidecars {
     /// All replicas of this cluster, for a sidecar that dialled this one at `local`: a replica that listens
     /// on all its addresses is reached at that one.
     pub fn replicas(&self, local: Option<IpAddr>) -> Replicas {
-        let mut replicas = Replicas::clone(&self.replicas.load());
+        let mut replicas = self.replicas.borrow().clone();
         for replica in &mut replicas.replicas {
             for address in [&mut replica.udp_address, &mut replica.session_address] {
                 match (address.parse::<SocketAddr>(), local) {
@@ -256,7 +256,12 @@ impl Sidecars {
 
     /// The replicas changed.
     pub fn set_replicas(&self, replicas: Replicas) {
-        self.replicas.store(Arc::new(replicas));
+        self.replicas.send_replace(replicas);
+    }
+
+    /// Changes of [`Sidecars::replicas`].
+    pub fn replica_changes(&self) -> watch::Receiver<Replicas> {
+        self.replicas.subscribe()
     }
 
     /// Paths to other clusters, as sidecars are told.

@@ -286,7 +286,8 @@ impl Shared {
                     let report = *health.borrow_and_update();
                     send(Up::Health(report)).await?;
                 }
-                _ = telemetry.tick(), if is_primary => {
+                // To every replica: each shows all of its cluster's traffic.
+                _ = telemetry.tick() => {
                     let report = (own.telemetry)();
                     if !report.edges.is_empty() {
                         send(Up::Telemetry(report)).await?;
