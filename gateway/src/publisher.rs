@@ -40,7 +40,10 @@ pub async fn run(
             None => None,
             Some(command) => match writer.write(command.clone()).await {
                 // The registry's own change wakes us for the next.
-                Ok(_) => Some(Duration::ZERO),
+                Ok(index) => {
+                    tracing::info!(index, record = command.kind(), subject = command.subject(), "written to the log");
+                    Some(Duration::ZERO)
+                }
                 Err(WriteError::Refused(refusal)) => {
                     tracing::warn!(reason = %refusal.reason, "the log refused a record of this cluster: {}", refusal.message);
                     refused.push(command);

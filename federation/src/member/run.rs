@@ -42,7 +42,9 @@ impl Member {
             snapshot_entries: SNAPSHOT_ENTRIES,
             verify: Arc::new(Certificates),
         };
-        let driver = Driver::open(setup, store)?;
+        let mut driver = Driver::open(setup, store)?;
+        // What is committed on disk is applied before anybody reads the registry.
+        driver.turn();
         let (registry, registry_watch) = watch::channel(Arc::new(driver.registry().clone()));
         let (status, status_watch) = watch::channel(driver.status());
         let (sender, requests) = mpsc::sync_channel(QUEUE_MAX);

@@ -110,6 +110,8 @@ pub struct Driver<S> {
     forgetful: bool,
     /// Highest commit seen on a follow stream.
     followed_commit: u64,
+    /// The commit position that is certainly on disk, and the tick when that was last seen to.
+    saved_commit: (u64, u64),
     failed: Option<String>,
 }
 
@@ -150,6 +152,7 @@ impl<S: Store> Driver<S> {
             leaving: BTreeMap::new(),
             forgetful: loaded.forgetful,
             followed_commit: 0,
+            saved_commit: (loaded.hard_state.commit, 0),
             failed: None,
             store,
             setup,

@@ -86,8 +86,24 @@ impl<S: Store> Driver<S> {
         }
     }
 
+    /// Writes a commit position that lazy writes left behind, at most once a tick. Raft would learn it again
+    /// from its leader; until then a restarted member would show an older registry than before.
+    fn save_commit(&mut self) {
+        let Part::Group(node) = &self.part else { return };
+        let (commit, (saved, at)) = (node.committed(), self.saved_commit);
+        if commit <= saved || at == self.ticks {
+            return;
+        }
+        let persist = Persist { hard_state: Some(node.hard_state()), ..Persist::default() };
+        match self.store.write(&persist) {
+            Ok(_) => self.saved_commit = (commit, self.ticks),
+            Err(error) => self.fail(&error),
+        }
+    }
+
     /// Takes a snapshot and drops old entries when the log has grown enough since the last: after turns.
     pub fn tidy(&mut self) {
+        self.save_commit();
         let applied = self.machine.registry().index;
         let log = match &self.part {
             // A follower that was taken into the group has applied more than the library knows of: what is
