@@ -38,6 +38,8 @@ pub use registry::LinkTransport;
 
 /// Summaries are told this often.
 const TRAFFIC_EVERY: Duration = Duration::from_secs(1);
+/// Rates are taken over at least this long: paths also change between two looks.
+const RATE_EVERY: Duration = Duration::from_millis(500);
 /// Largest summary read from a peer: 10,000 edges.
 const TRAFFIC_LEN_MAX: usize = 4 * 1024 * 1024;
 
@@ -253,7 +255,11 @@ async fn watch_paths(
             changed = status.changed() => if changed.is_err() { return },
         }
         let now = status.borrow_and_update().clone();
-        let seconds = at.elapsed().as_secs_f64().max(0.001);
+        tell_paths(&shared, &now);
+        if at.elapsed() < RATE_EVERY {
+            continue;
+        }
+        let seconds = at.elapsed().as_secs_f64();
         at = Instant::now();
         let totals = now.traffic.iter().map(|(id, totals)| (*id, (totals.bytes_in, totals.bytes_out)));
         let totals: BTreeMap<_, _> = totals.collect();
@@ -264,7 +270,6 @@ async fn watch_paths(
         };
         rates.send_replace(totals.iter().map(rate).collect());
         last = totals;
-        tell_paths(&shared, &now);
     }
 }
 

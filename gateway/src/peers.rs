@@ -40,8 +40,8 @@ use flows::{Flows, LinkKey};
 pub const ALPN_LINK: &[u8] = b"isthmus-link/1";
 /// Events that wait for the gateway to look at them.
 const EVENTS_MAX: usize = 1024;
-/// How often figures for the dashboard are taken.
-const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the links are looked at for others: sidecars turn away from a cluster whose last path is gone.
+const STATUS_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Who this gateway is to its peers.
 #[derive(Debug, Clone)]
@@ -148,7 +148,7 @@ pub struct PeersHandle {
 }
 
 impl PeersHandle {
-    /// All links as of the last second.
+    /// All links as of a moment ago.
     pub fn status(&self) -> watch::Receiver<PeersStatus> {
         self.status.clone()
     }
@@ -304,6 +304,7 @@ impl Peers {
             self.shared.router.socket(due.socket, 0).send_small(due.address, &probe);
         }
         if let Some(table) = flows.take_changed_table(Instant::now()) {
+            tracing::debug!(peers = ?table.peers, "the paths to other clusters changed");
             self.publish(table);
         }
     }

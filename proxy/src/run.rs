@@ -416,7 +416,6 @@ impl Parts {
             version: env!("CARGO_PKG_VERSION").into(),
             signed: None,
             process_id: rand::random::<[u8; 16]>().to_vec(),
-            held: vec![],
             ports: workload.ports.iter().map(|(name, port)| (name.clone(), u32::from(*port))).collect(),
             weight: workload.weight,
         };

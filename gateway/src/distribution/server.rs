@@ -22,7 +22,7 @@ use tokio::sync::{broadcast, mpsc};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::session::Session;
 use super::sidecars::{Registration, Sidecars};
@@ -116,14 +116,13 @@ impl Shared {
             return Err(Status::invalid_argument("the first message of a session is its registration"));
         };
         let (key, registration) = self.register(&account, &register).await?;
-        let session = Session::new(register.held.iter().map(|held| (held.name.clone(), held.version)));
         let mut conversation = Conversation {
             shared: self,
             labels: register.labels.clone().into_iter().collect(),
             number: self.sessions.fetch_add(1, Ordering::Relaxed),
             process: (registration.handle, registration.incarnation),
             key: key.clone(),
-            session,
+            session: Session::default(),
             down,
             served: None,
             links_sent: None,
@@ -135,6 +134,8 @@ impl Shared {
         match &result {
             Ok(End::Stopping) => {}
             Ok(End::Left) if last => self.hub.unregister(&key, conversation.process),
+            // A stream that the sidecar itself gave up; a dead one's connection breaks.
+            Err(status) if last && status.code() == Code::Cancelled => self.hub.unregister(&key, conversation.process),
             Err(_) if last => self.hub.lost(&key, conversation.process),
             Ok(End::Left) | Err(_) => {}
         }
@@ -300,6 +301,9 @@ impl Conversation<'_> {
         };
         let bad = |error: serde_json::Error| Status::invalid_argument(format!("subscription: {error}"));
         let (add, remove) = (parse(subscribe.add).map_err(bad)?, parse(subscribe.remove).map_err(bad)?);
+        if let Some(held) = subscribe.held {
+            self.session.hold(held.resources.into_iter().map(|one| (one.name, one.version)));
+        }
         let dropped = self.session.subscribe(add, &remove);
         if dropped > 0 {
             tracing::warn!(workload = %self.key.1, dropped, "sidecar asks for more names than a session holds");

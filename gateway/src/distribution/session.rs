@@ -58,9 +58,9 @@ pub struct Session {
 }
 
 impl Session {
-    /// A session of a sidecar that holds `held` already.
-    pub fn new(held: impl IntoIterator<Item = (String, u64)>) -> Self {
-        Self { held: held.into_iter().take(3 * SUBSCRIPTIONS_MAX).collect(), ..Self::default() }
+    /// The sidecar says what it holds: from another replica, or from before this process started.
+    pub fn hold(&mut self, held: impl IntoIterator<Item = (String, u64)>) {
+        self.held = held.into_iter().take(3 * SUBSCRIPTIONS_MAX).collect();
     }
 
     /// Adds and removes names. Names over [`SUBSCRIPTIONS_MAX`] are dropped and counted in the result.
@@ -112,20 +112,17 @@ impl Session {
                 Lookup::Found(resources) => {
                     self.absent_told.remove(&name);
                     let parts: Vec<String> = resources.iter().map(|encoded| encoded.name.clone()).collect();
-                    for gone in self.parts.insert(name, parts.clone()).unwrap_or_default() {
-                        if !parts.contains(&gone) {
-                            self.held.remove(&gone);
-                            delta.removed.push(gone);
-                        }
+                    let before = self.parts.insert(name.clone(), parts.clone()).unwrap_or_default();
+                    for gone in before.into_iter().chain(of_host(&name)).filter(|gone| !parts.contains(gone)) {
+                        self.drop_held(gone, &mut delta);
                     }
                     for encoded in resources {
                         self.offer(encoded, &mut delta);
                     }
                 }
                 Lookup::Absent => {
-                    for gone in self.parts.remove(&name).unwrap_or_default() {
-                        self.held.remove(&gone);
-                        delta.removed.push(gone);
+                    for gone in self.parts.remove(&name).unwrap_or_default().into_iter().chain(of_host(&name)) {
+                        self.drop_held(gone, &mut delta);
                     }
                     if self.absent_told.insert(name.clone()) {
                         delta.absent.extend(serde_json::to_string(&name));
@@ -163,11 +160,27 @@ impl Session {
         self.subscribed.len()
     }
 
+    fn drop_held(&mut self, gone: String, delta: &mut Delta) {
+        if self.held.remove(&gone).is_some() {
+            delta.removed.push(gone);
+        }
+    }
+
     fn offer(&mut self, encoded: Encoded, delta: &mut Delta) {
         if self.held.get(&encoded.name) != Some(&encoded.version) {
             self.held.insert(encoded.name.clone(), encoded.version);
             delta.upserts.push(Resource { name: encoded.name, version: encoded.version, body: encoded.body.to_vec() });
         }
+    }
+}
+
+/// All resources that a host may have: what a sidecar may hold of it from elsewhere.
+fn of_host(name: &ResourceName) -> Vec<String> {
+    match name {
+        ResourceName::Host(host) => {
+            ["service", "virtual-service", "destination-rule"].map(|kind| format!("{kind}/{host}")).into()
+        }
+        ResourceName::Address(_) => Vec::new(),
     }
 }
 
@@ -246,8 +259,22 @@ mod tests {
     fn what_a_sidecar_holds_from_before_is_not_sent_again() {
         let cart = host("cart.shop.svc.clusterset.local");
         let known = Known(BTreeMap::from([(cart.clone(), found("service/cart", 7))]));
-        let mut session = Session::new([("service/cart".to_owned(), 7)]);
+        let mut session = Session::default();
+        session.hold([("service/cart".to_owned(), 7)]);
         session.subscribe(vec![cart], &[]);
         assert_eq!(session.poll_delta(&known), None);
+    }
+
+    #[test]
+    fn what_was_deleted_while_a_sidecar_was_away_is_taken_from_it() {
+        let cart = host("cart.shop.svc.clusterset.local");
+        let known = Known(BTreeMap::from([(cart.clone(), found("service/cart.shop.svc.clusterset.local", 7))]));
+        let mut session = Session::default();
+        let held = ["service", "virtual-service"].map(|kind| (format!("{kind}/cart.shop.svc.clusterset.local"), 7));
+        session.hold(held);
+        session.subscribe(vec![cart], &[]);
+        let delta = session.poll_delta(&known).expect("one is gone");
+        assert_eq!(delta.removed, ["virtual-service/cart.shop.svc.clusterset.local"]);
+        assert!(delta.upserts.is_empty());
     }
 }

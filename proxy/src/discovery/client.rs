@@ -200,41 +200,32 @@ impl Shared {
             Ok(Err(error)) => return error.into(),
             Err(_) => return format!("no answer within {CONNECT_TIMEOUT:?}").into(),
         };
-        // Whoever stands first while there is no primary is the primary. Another that takes over starts anew, so
-        // that `held` tells the gateway from where the difference is wanted.
-        let is_primary = self.primary.send_if_modified(|primary| match primary {
-            None => {
-                *primary = Some(address);
-                true
-            }
-            Some(_) => false,
-        });
-        match self.converse(address, channel, is_primary, stood).await {
+        match self.converse(address, channel, stood).await {
             Ok(()) => "the gateway ended the session".into(),
             Err(error) => error,
         }
+    }
+
+    /// Whoever stands while there is no primary becomes it.
+    fn become_primary(&self, address: SocketAddr) -> bool {
+        self.primary.send_if_modified(|primary| {
+            let vacant = primary.is_none();
+            *primary = primary.or(Some(address));
+            vacant
+        })
     }
 
     async fn converse(
         &self,
         address: SocketAddr,
         channel: Channel,
-        is_primary: bool,
         stood: &mut bool,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let own = &self.sessions;
         let (outbox, messages) = mpsc::channel(OUTBOX_MAX);
         let send = async |message: Up| outbox.send(wire::ToGateway { message: Some(message) }).await;
         let mut health = own.reported.health.subscribe();
-        let mut first = own.reported.register.borrow().clone();
-        if is_primary {
-            let held = own.mesh.snapshot();
-            first.held = held
-                .held
-                .iter()
-                .map(|(name, version)| wire::HeldResource { name: name.clone(), version: *version })
-                .collect();
-        }
+        let first = own.reported.register.borrow().clone();
         send(Up::Register(first)).await?;
         let first_health = *health.borrow_and_update();
         send(Up::Health(first_health)).await?;
@@ -243,17 +234,15 @@ impl Shared {
         let mut inbox = client.session(ReceiverStream::new(messages)).await?.into_inner();
         *stood = true;
         own.standing.send_modify(|count| *count += 1);
-        tracing::info!(gateway = %address, primary = is_primary, "session stands");
+        tracing::info!(gateway = %address, "session stands");
 
         let mut session = Session::default();
         let (mut wanted, mut questions) = (own.mesh.asked(), own.tickets.asked());
         let mut primary = self.primary.subscribe();
         let mut telemetry = tokio::time::interval(TELEMETRY_INTERVAL);
         telemetry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        if is_primary {
-            wanted.mark_changed();
-            questions.mark_changed();
-        }
+        primary.mark_changed();
+        let mut is_primary = false;
         loop {
             tokio::select! {
                 message = inbox.message() => match message? {
@@ -294,8 +283,13 @@ impl Shared {
                     }
                 }
                 Ok(()) = primary.changed(), if !is_primary => {
-                    if primary.borrow_and_update().is_none() {
-                        return Err("starts anew as the primary".into());
+                    primary.borrow_and_update();
+                    is_primary = self.become_primary(address);
+                    if is_primary {
+                        tracing::info!(gateway = %address, "asks this gateway from now on");
+                        send(session.take_over(&own.mesh.snapshot())).await?;
+                        wanted.mark_changed();
+                        questions.mark_changed();
                     }
                 }
             }

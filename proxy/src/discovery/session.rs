@@ -100,6 +100,13 @@ impl Session {
         }
     }
 
+    /// Becomes the primary: what is held already, so that only differences follow.
+    pub fn take_over(&mut self, known: &Known) -> Up {
+        let one = |(name, version): (&String, &u64)| wire::HeldResource { name: name.clone(), version: *version };
+        let held = Some(wire::Held { resources: known.held.iter().map(one).collect() });
+        Up::Subscribe(wire::Subscribe { add: vec![], remove: vec![], held })
+    }
+
     /// What to subscribe to and what to give up, so that the gateway knows of `wanted`.
     pub fn subscribe(&mut self, wanted: &[ResourceName]) -> Vec<Up> {
         let json = |name: &ResourceName| serde_json::to_string(name).ok();
@@ -109,11 +116,11 @@ impl Session {
         let mut messages = Vec::new();
         for names in gone.chunks(SUBSCRIBE_MAX) {
             let remove = names.iter().filter_map(json).collect();
-            messages.push(Up::Subscribe(wire::Subscribe { add: vec![], remove }));
+            messages.push(Up::Subscribe(wire::Subscribe { add: vec![], remove, held: None }));
         }
         for names in new.chunks(SUBSCRIBE_MAX) {
             let add = names.iter().copied().filter_map(json).collect();
-            messages.push(Up::Subscribe(wire::Subscribe { add, remove: vec![] }));
+            messages.push(Up::Subscribe(wire::Subscribe { add, remove: vec![], held: None }));
         }
         self.subscribed.extend(new.into_iter().cloned());
         for name in &gone {

@@ -31,6 +31,9 @@ use crate::probe::{PROBE_LEN, Probe};
 
 /// Gateways that are probed and used; more replicas than a cluster has.
 const GATEWAYS_MAX: usize = 32;
+/// Probing stays busy for this long after the last packet: when a path has died little is sent, a few packets
+/// further and further apart, and that is when its death must be noticed.
+const BUSY_FOR: Duration = Duration::from_secs(2);
 
 /// What a sidecar's QUIC endpoint sends to and receives from: "the gateway".
 pub struct VirtualGatewaySocket {
@@ -147,10 +150,12 @@ impl VirtualGatewaySocket {
         &self.io.get_ref().0
     }
 
-    /// Probes the gateways until `shutdown`: every 50 ms while packets are sent, else once a second.
+    /// Probes the gateways until `shutdown`: every 50 ms while packets are sent and for a while after, else once a
+    /// second.
     pub async fn run_probes(self: Arc<Self>, shutdown: CancellationToken) {
+        let mut busy_until = Instant::now();
         loop {
-            let wake_at = self.probe_round();
+            let wake_at = self.probe_round(&mut busy_until);
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = tokio::time::sleep_until(wake_at.into()) => {}
@@ -160,9 +165,12 @@ impl VirtualGatewaySocket {
     }
 
     /// Sends what is due; when to come back.
-    fn probe_round(&self) -> Instant {
+    fn probe_round(&self, busy_until: &mut Instant) -> Instant {
         let now = Instant::now();
-        let interval = if self.active.swap(false, Ordering::Relaxed) { INTERVAL_BUSY } else { INTERVAL_IDLE };
+        if self.active.swap(false, Ordering::Relaxed) {
+            *busy_until = now + BUSY_FOR;
+        }
+        let interval = if now < *busy_until { INTERVAL_BUSY } else { INTERVAL_IDLE };
         let identity = self.mint.current();
         let mut paths = self.paths.lock();
         for path in paths.iter_mut() {
