@@ -306,6 +306,8 @@ impl Peers {
         if let Some(table) = flows.take_changed_table(Instant::now()) {
             tracing::debug!(peers = ?table.peers, "the paths to other clusters changed");
             self.publish(table);
+            // Sidecars send again what was lost on the old path as soon as there is a new one.
+            self.report(flows);
         }
     }
 

@@ -202,6 +202,7 @@ impl<P: Clone + Send + Sync + 'static> TunnelEndpoint<P> {
 
     /// The path to `cluster` changed underneath: tunnels to it are marked, to be replaced if they do not recover.
     pub fn path_changed(&self, cluster: ClusterId) {
+        self.shared.socket.path_changed(cluster);
         let dialled = self.shared.dialled.lock();
         for tunnel in dialled.iter().filter(|((of, _), _)| *of == cluster).flat_map(|(_, tunnels)| tunnels) {
             if let Some(tunnel) = tunnel.upgrade() {

@@ -231,7 +231,7 @@ pub fn route(local: &LocalTable, links: &LinkTable, from: SocketAddr, datagram: 
             None => Decision::Drop(DropReason::BadBlock),
             // A sidecar reaches its own cluster's sidecars directly; through here it could only probe for them.
             Some(_) if local.registered.contains(&from) => Decision::Drop(DropReason::Hairpin),
-            Some(name) => deliver(local, name),
+            Some(name) => deliver(local, from, &dcid, name),
         },
         CidKind::Ticket => admit(local, links, from, &packet, datagram.len(), now),
         CidKind::Probe => reflect(local, links, from, &dcid, datagram.len()),
@@ -251,11 +251,22 @@ fn outward(local: &LocalTable, links: &LinkTable, from: SocketAddr, dcid: &Cid) 
     }
 }
 
-fn deliver(local: &LocalTable, name: EndpointName) -> Decision {
+fn deliver(local: &LocalTable, from: SocketAddr, dcid: &Cid, name: EndpointName) -> Decision {
     match local.endpoints.get(&name) {
         Some(&address) => Decision::Local(address),
-        None => Decision::Drop(DropReason::UnknownEndpoint),
+        None => ask_sibling(local, from, dcid).unwrap_or(Decision::Drop(DropReason::UnknownEndpoint)),
     }
+}
+
+/// Another replica for a packet whose endpoint is not known here: after a restart peers find a replica sooner than
+/// its sidecars do. What a sibling has sent goes no further, so there are no loops.
+fn ask_sibling(local: &LocalTable, from: SocketAddr, dcid: &Cid) -> Option<Decision> {
+    if local.siblings.values().any(|sibling| *sibling == from) {
+        return None;
+    }
+    let siblings: Vec<_> = local.siblings.iter().collect();
+    let index = choose(dcid.spread(), siblings.iter().map(|(number, _)| u64::from(**number)))?;
+    Some(Decision::Local(*siblings[index].1))
 }
 
 fn admit(
@@ -283,12 +294,13 @@ fn admit(
             Err(TicketError::Forged) => reason = DropReason::BadBlock,
             Err(TicketError::Expired) => return refuse(DropReason::TicketExpired),
             Ok(name) => {
-                if !local.exports.get(&name.handle).is_some_and(|visibility| visibility.holds_for(cluster)) {
-                    return refuse(DropReason::NotExported);
-                }
-                return match deliver(local, name) {
-                    Decision::Drop(reason) => refuse(reason),
-                    decision => decision,
+                return match local.exports.get(&name.handle) {
+                    Some(visibility) if visibility.holds_for(cluster) => match deliver(local, from, &ticket, name) {
+                        Decision::Drop(reason) => refuse(reason),
+                        decision => decision,
+                    },
+                    Some(_) => refuse(DropReason::NotExported),
+                    None => ask_sibling(local, from, &ticket).unwrap_or(refuse(DropReason::NotExported)),
                 };
             }
         }
@@ -421,7 +433,8 @@ mod tests {
         assert_eq!(decide(SIDECAR, &packet), Decision::Drop(DropReason::Hairpin));
         let gone = EndpointName { incarnation: 2, ..NAME };
         let packet = short(&local().keys.mint_endpoint(gone, [0; 6]));
-        assert_eq!(decide(PEER, &packet), Decision::Drop(DropReason::UnknownEndpoint));
+        assert_eq!(decide(PEER, &packet), Decision::Local(at(99)), "another replica may know it");
+        assert_eq!(decide(99, &packet), Decision::Drop(DropReason::UnknownEndpoint), "but that one asks no further");
     }
 
     #[test]
@@ -469,7 +482,8 @@ mod tests {
         assert_eq!(refused(late), (DropReason::TicketExpired, THEIRS, dialer));
         let gone = EndpointName { incarnation: 9, ..NAME };
         let gone = masters().keys_for(THEIRS).mint(gone, NOW, [0; 4]);
-        assert_eq!(refused(decide(PEER, &initial(&gone))), (DropReason::UnknownEndpoint, THEIRS, dialer));
+        assert_eq!(decide(PEER, &initial(&gone)), Decision::Local(at(99)), "another replica may know it");
+        assert_eq!(refused(decide(99, &initial(&gone))), (DropReason::UnknownEndpoint, THEIRS, dialer));
     }
 
     #[test]

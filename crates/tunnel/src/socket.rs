@@ -5,6 +5,7 @@
 
 mod gateways;
 mod port;
+mod recent;
 
 pub use gateways::{GatewayStatus, VirtualGatewaySocket};
 pub use port::{BUFFER_WANTED, UdpPort};

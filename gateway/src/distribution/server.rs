@@ -15,10 +15,10 @@ use isthmus_wire::discovery::discovery_server::Discovery;
 use isthmus_wire::discovery::to_gateway::Message as Up;
 use isthmus_wire::discovery::to_proxy::Message as Down;
 use isthmus_wire::discovery::{
-    CertificateResponse, EnrolRequest, Exports, GatewayDraining, Register, Registered, RenewRequest, ServedPort,
-    Subscribe, TicketRequest, ToGateway, ToProxy,
+    CertificateResponse, EnrolRequest, Exports, GatewayDraining, LinkStates, Register, Registered, RenewRequest,
+    ServedPort, Subscribe, TicketRequest, ToGateway, ToProxy,
 };
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -39,7 +39,7 @@ const GATHER: Duration = Duration::from_millis(5);
 const OUTGOING_MAX: usize = 256;
 /// The first message must come within this time.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(5);
-/// Link states are repeated at most this often.
+/// How often the figures of links are told; a change of their ways is told at once.
 const LINKS_EVERY: Duration = Duration::from_secs(1);
 
 /// The discovery service of one replica.
@@ -225,6 +225,7 @@ impl Conversation<'_> {
         self.say(Down::Replicas(self.shared.sidecars.replicas(self.local))).await?;
         self.tell_changes().await?;
         let mut links = tokio::time::interval(LINKS_EVERY);
+        let mut paths = self.shared.sidecars.link_states();
         loop {
             tokio::select! {
                 () = self.shared.shutdown.cancelled() => {
@@ -262,7 +263,8 @@ impl Conversation<'_> {
                         self.say(Down::DialRefused(refused)).await?;
                     }
                 }
-                _ = links.tick() => self.tell_links().await?,
+                Ok(()) = paths.changed() => self.tell_links(&mut paths).await?,
+                _ = links.tick() => self.tell_links(&mut paths).await?,
             }
         }
     }
@@ -331,8 +333,8 @@ impl Conversation<'_> {
         Ok(())
     }
 
-    async fn tell_links(&mut self) -> Result<(), Status> {
-        let states = self.shared.sidecars.link_states();
+    async fn tell_links(&mut self, paths: &mut watch::Receiver<LinkStates>) -> Result<(), Status> {
+        let states = paths.borrow_and_update().clone();
         if !states.links.is_empty() || self.links_sent.is_some() {
             self.links_sent = Some(Instant::now());
             self.say(Down::Links(states)).await?;

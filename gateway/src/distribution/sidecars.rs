@@ -86,7 +86,7 @@ pub struct Sidecars {
     sessions: Mutex<BTreeMap<u64, Connected>>,
     /// Where keys of destination clusters come from, once the links run.
     peers: OnceLock<PeersHandle>,
-    links: ArcSwap<LinkStates>,
+    links: watch::Sender<LinkStates>,
 }
 
 impl Sidecars {
@@ -106,7 +106,7 @@ impl Sidecars {
             replicas: watch::Sender::new(replicas),
             sessions: Mutex::default(),
             peers: OnceLock::new(),
-            links: ArcSwap::default(),
+            links: watch::Sender::new(LinkStates::default()),
         })
     }
 
@@ -264,14 +264,21 @@ impl Sidecars {
         self.replicas.subscribe()
     }
 
-    /// Paths to other clusters, as sidecars are told.
-    pub fn link_states(&self) -> LinkStates {
-        LinkStates::clone(&self.links.load())
+    /// Paths to other clusters, as sidecars are told. A change is one of ways, not of figures.
+    pub fn link_states(&self) -> watch::Receiver<LinkStates> {
+        self.links.subscribe()
     }
 
-    /// The paths changed.
+    /// The paths as they are now.
     pub fn set_link_states(&self, states: LinkStates) {
-        self.links.store(Arc::new(states));
+        let ways = |states: &LinkStates| -> Vec<(u32, u32, bool)> {
+            states.links.iter().map(|link| (link.cluster_id, link.path_generation, link.up)).collect()
+        };
+        self.links.send_if_modified(|current| {
+            let changed = ways(current) != ways(&states);
+            *current = states;
+            changed
+        });
     }
 
     /// Mints with the keys that come over the links of `peers`.

@@ -14,6 +14,7 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
+use isthmus_model::ClusterId;
 use parking_lot::Mutex;
 use quinn::{AsyncUdpSocket, UdpPoller};
 use quinn_udp::{RecvMeta, Transmit};
@@ -23,7 +24,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use super::UdpPort;
-use crate::cid::CidKind;
+use super::recent::Recent;
+use crate::cid::{Cid, CidKind};
 use crate::endpoint::CidMint;
 use crate::link::{INTERVAL_BUSY, INTERVAL_IDLE, PathHealth, PathState, choose};
 use crate::packet::Packet;
@@ -43,6 +45,7 @@ pub struct VirtualGatewaySocket {
     paths: Mutex<Vec<GatewayPath>>,
     /// What `paths` come to, for every packet.
     choice: ArcSwap<Choice>,
+    recent: Mutex<Recent>,
     active: AtomicBool,
     woken: Notify,
     foreign: AtomicU64,
@@ -59,6 +62,13 @@ struct Choice {
     all: Vec<SocketAddr>,
     /// Never empty unless `all` is: with every gateway silent, each is as good as another.
     usable: Vec<(u64, SocketAddr)>,
+}
+
+impl Choice {
+    /// The gateway that packets to `id` take.
+    fn of(&self, id: &Cid) -> Option<SocketAddr> {
+        choose(id.spread(), self.usable.iter().map(|&(id, _)| id)).map(|index| self.usable[index].1)
+    }
 }
 
 /// One gateway as the sidecar sees it.
@@ -102,6 +112,7 @@ impl VirtualGatewaySocket {
             virtual_address,
             paths: Mutex::new(Vec::new()),
             choice: ArcSwap::default(),
+            recent: Mutex::default(),
             active: AtomicBool::new(false),
             woken: Notify::new(),
             foreign: AtomicU64::new(0),
@@ -200,7 +211,25 @@ impl VirtualGatewaySocket {
         let all: Vec<_> = paths.iter().map(|path| path.address).collect();
         if current.usable != usable || current.all != all {
             tracing::debug!(usable = usable.len(), of = all.len(), "gateways in use changed");
-            self.choice.store(Arc::new(Choice { all, usable }));
+            let before = self.choice.swap(Arc::new(Choice { all, usable }));
+            let now = self.choice.load();
+            self.send_again(|id| before.of(id) != now.of(id));
+        }
+    }
+
+    /// The path to `cluster` is another one from now on.
+    pub fn path_changed(&self, cluster: ClusterId) {
+        self.send_again(|id| id.cluster() == cluster);
+    }
+
+    /// Sends the last packets of the tunnels that `affected` picks once more: those before may have been lost.
+    fn send_again(&self, affected: impl Fn(&Cid) -> bool) {
+        let copies = self.recent.lock().copies(Instant::now(), affected);
+        let choice = self.choice.load();
+        for (id, packet) in copies {
+            if let Some(gateway) = choice.of(&id) {
+                self.port().send_small(gateway, &packet);
+            }
         }
     }
 
@@ -251,14 +280,14 @@ impl AsyncUdpSocket for VirtualGatewaySocket {
         if !self.active.load(Ordering::Relaxed) && !self.active.swap(true, Ordering::Relaxed) {
             self.woken.notify_one();
         }
+        // QUIC sends nothing else; whatever it may be is as lost as on a cut wire.
+        let Some(packet) = Packet::parse(transmit.contents) else { return Ok(()) };
         let choice = self.choice.load();
-        let spread = Packet::parse(transmit.contents).map_or(0, |packet| packet.dcid.spread());
-        let Some(index) = choose(spread, choice.usable.iter().map(|&(id, _)| id)) else {
-            // No gateway known: as lost as on a cut wire; QUIC sends again.
-            return Ok(());
-        };
+        // No gateway known: QUIC sends again.
+        let Some(destination) = choice.of(&packet.dcid) else { return Ok(()) };
+        self.recent.lock().sent(Instant::now(), &packet, transmit.contents, transmit.segment_size);
         let transmit = Transmit {
-            destination: choice.usable[index].1,
+            destination,
             ecn: transmit.ecn,
             contents: transmit.contents,
             segment_size: transmit.segment_size,
