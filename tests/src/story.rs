@@ -18,6 +18,13 @@ pub const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
+/// How long something may take. The figure itself with `ISTHMUS_FIGURES=strict`, which wants an optimised
+/// binary and a quiet machine (`bench/README.md`); else four times that, which only a defect exceeds.
+pub fn within(figure: Duration) -> Duration {
+    let strict = std::env::var("ISTHMUS_FIGURES").is_ok_and(|value| value == "strict");
+    if strict { figure } else { figure * 4 }
+}
+
 /// Who is there when the story begins. The first cluster founds the mesh, the others join it.
 #[derive(Debug)]
 pub struct Story {
@@ -287,17 +294,26 @@ pub fn mesh_host(service: &str) -> String {
     format!("{service}.{NAMESPACE}.svc.clusterset.local")
 }
 
-/// The binary, if it can play a gateway.
-fn ready_to_run() -> Result<PathBuf, String> {
+/// The binary that stories run: `ISTHMUS_BIN`, or the one that cargo built beside the tests.
+///
+/// # Errors
+/// There is none, and what makes it.
+pub fn binary() -> Result<PathBuf, String> {
     let beside = || {
         // target/debug/deps/story-1234 -> target/debug/isthmus
         let test = std::env::current_exe().ok()?;
         Some(test.parent()?.parent()?.join("isthmus"))
     };
     let binary = std::env::var_os("ISTHMUS_BIN").map(PathBuf::from).or_else(beside).unwrap_or_default();
-    if !binary.exists() {
-        return Err(format!("no {}; `cargo build -p isthmus-cli` makes it", binary.display()));
+    match binary.exists() {
+        true => Ok(binary),
+        false => Err(format!("no {}; `cargo build -p isthmus-cli` makes it", binary.display())),
     }
+}
+
+/// The binary, if it can play a gateway.
+fn ready_to_run() -> Result<PathBuf, String> {
+    let binary = binary()?;
     let can = |command: &str| {
         let asked = std::process::Command::new(&binary).args([command, "--help"]).output();
         let usage = format!("isthmus {command}");

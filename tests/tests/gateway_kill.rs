@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use isthmus_tests::{Story, THREE_CLOUDS, TWO_CLOUDS, Told, ms};
+use isthmus_tests::{Story, THREE_CLOUDS, TWO_CLOUDS, Told, ms, within};
 
 const SAMPLE: &str = env!("CARGO_BIN_EXE_isthmus-sample");
 
@@ -27,7 +27,7 @@ fn a_lone_gateway_killed_and_back_after_300_ms_fails_no_request() {
             let report = running.stop()?;
             let verdict = story.judge(&report, "cart")?;
             assert!(verdict.is_flawless(), "{cluster}: {verdict:?}");
-            assert!(report.slowest() < ms(1500), "{cluster}: {report}");
+            assert!(report.slowest() < within(ms(1000)), "{cluster}: {report}");
         }
         Ok(())
     });
@@ -50,7 +50,7 @@ fn with_two_replicas_a_kill_costs_no_request_and_at_most_200_ms() {
             let report = running.stop()?;
             let verdict = story.judge(&report, "cart")?;
             assert!(verdict.is_flawless(), "{cluster}/{replica}: {verdict:?}");
-            assert!(report.slowest() <= ms(200), "{cluster}/{replica}: {report}");
+            assert!(report.slowest() <= within(ms(200)), "{cluster}/{replica}: {report}");
             story.mesh.restart_gateway(cluster, replica)?;
         }
         Ok(())
@@ -68,7 +68,8 @@ fn when_all_gateways_of_a_cluster_die_another_cluster_answers_within_a_second() 
             outcome.result.as_ref().is_ok_and(|answered| answered.cluster != first)
         });
         let moved = moved.expect("answers from another cluster");
-        assert!(moved < ms(1000), "moved after {moved:?}");
+        println!("moved after {moved:?}");
+        assert!(moved < within(ms(1000)), "moved after {moved:?}");
         std::thread::sleep(ms(1000));
         let settled = running.elapsed();
         std::thread::sleep(Duration::from_secs(2));

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use isthmus_tests::{Story, THREE_CLOUDS, ms};
+use isthmus_tests::{Story, THREE_CLOUDS, ms, within};
 
 const SAMPLE: &str = env!("CARGO_BIN_EXE_isthmus-sample");
 
@@ -23,7 +23,8 @@ fn a_service_is_called_by_name_and_its_calls_move_on_when_it_dies() {
             outcome.result.as_ref().is_ok_and(|answered| answered.cluster == other)
         });
         let moved = moved.expect("answers from the other cluster");
-        assert!(moved < ms(1000), "moved after {moved:?}");
+        println!("moved after {moved:?}");
+        assert!(moved < within(ms(1000)), "moved after {moved:?}");
 
         std::thread::sleep(ms(500));
         let settled = running.elapsed();
@@ -51,10 +52,12 @@ fn an_export_is_callable_and_an_unexport_refused_within_a_second() {
         story.export("gcp-us", "cart")?;
         let (cluster, took) = story.call_until_answered("aws-eu/shopper", "cart", Duration::from_secs(5))?;
         assert_eq!(cluster, "gcp-us");
-        assert!(took < ms(1000), "callable after {took:?}");
+        println!("callable after {took:?}");
+        assert!(took < within(ms(1000)), "callable after {took:?}");
         story.unexport("gcp-us", "cart")?;
         let took = story.call_until_refused("aws-eu/shopper", "cart", Duration::from_secs(5))?;
-        assert!(took < ms(1000), "refused after {took:?}");
+        println!("refused after {took:?}");
+        assert!(took < within(ms(1000)), "refused after {took:?}");
         Ok(())
     });
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use isthmus_tests::{TWO_CLOUDS, ms};
+use isthmus_tests::{TWO_CLOUDS, ms, within};
 
 #[test]
 fn a_warm_request_adds_no_round_trip_at_50_ms() {
@@ -16,7 +16,7 @@ fn a_warm_request_adds_no_round_trip_at_50_ms() {
         assert!(verdict.is_flawless(), "{verdict:?}");
         let median = report.percentile(0.5);
         assert!(median >= ms(50), "{median:?} is faster than light here");
-        assert!(median <= ms(52), "{report}");
+        assert!(median <= ms(50) + within(ms(2)), "{report}");
         Ok(())
     });
 }

@@ -9,6 +9,7 @@ mod demo;
 mod failure;
 mod gateway_yaml;
 mod join_channel;
+mod mesh_wide;
 mod render;
 
 use std::process::ExitCode;
@@ -16,8 +17,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::commands::{
-    apply, completion, dashboard, demo as demo_command, export, gateway, get, init, join, proxy, sample, status, token,
-    version,
+    apply, completion, dashboard, demo as demo_command, export, gateway, get, init, join, proxy, sample, status, store,
+    token, version,
 };
 use crate::context::Context;
 use crate::failure::Failure;
@@ -69,6 +70,9 @@ enum Commands {
     Get(get::Args),
     /// Open the web page of the mesh
     Dashboard(dashboard::Args),
+    /// Mend a gateway's registry file
+    #[command(subcommand)]
+    Store(store::Args),
     /// This binary's version
     Version,
     /// A completion script for a shell
@@ -94,6 +98,7 @@ fn run(command: Commands, context: &Context) -> Result<(), Failure> {
         Commands::Gateway(args) => gateway::run(args)?,
         Commands::Proxy(args) => proxy::run(args)?,
         Commands::Join(args) => block_on(join::run(args, context))?,
+        Commands::Store(args) => store::run(&args, context)?,
         Commands::Version => version::run(context),
         Commands::Completion(args) => completion::run(&args),
         Commands::Token(args) => block_on(token::run(args, context))?,

@@ -68,6 +68,17 @@ impl Load {
         }
     }
 
+    /// To another port than the service's first.
+    #[must_use]
+    pub fn port(mut self, port: u16) -> Self {
+        if self.absolute {
+            self.authority = format!("{}:{port}", self.authority);
+        } else {
+            self.target.set_port(port);
+        }
+        self
+    }
+
     /// `GET http://authority/` by an HTTP proxy, as `curl -x` does.
     pub fn via_proxy(proxy: SocketAddr, authority: impl Into<String>) -> Self {
         Self { absolute: true, ..Self::direct(proxy, authority) }

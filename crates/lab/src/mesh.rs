@@ -219,6 +219,16 @@ impl Mesh {
         self.cli(cluster, &["apply", "-f", &path.to_string_lossy()]).map(drop)
     }
 
+    /// Writes objects for the whole mesh with the operator's key, through a cluster's gateway; or deletes them.
+    ///
+    /// # Errors
+    /// As [`Mesh::cli`].
+    pub fn mesh_wide(&self, cluster: &str, verb: &str, yaml: &str) -> Result<(), MeshError> {
+        let path = self.lab.dir().join("mesh-wide.yaml");
+        write(&path, yaml)?;
+        self.cli(cluster, &[verb, "--mesh", "-f", &path.to_string_lossy()]).map(drop)
+    }
+
     /// A gateway's process, to kill and to start again.
     ///
     /// # Errors

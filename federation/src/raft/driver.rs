@@ -440,7 +440,7 @@ impl<S: Store> Driver<S> {
 const GROUP_TICKS: u64 = 10;
 
 fn corrupt(error: impl std::fmt::Display) -> StoreError {
-    StoreError::Corrupt { file: "registry.redb".into(), dir: ".".into(), what: error.to_string() }
+    StoreError::Corrupt { file: "registry.redb".into(), what: error.to_string() }
 }
 
 /// Writes the first state of a new mesh: this cluster alone votes, and `Init` is entry 1, committed.

@@ -318,8 +318,7 @@ fn open_checked(path: &Path) -> Result<Database, StoreError> {
 }
 
 fn corrupt(path: &Path, what: String) -> StoreError {
-    let dir = path.parent().unwrap_or(Path::new(".")).display().to_string();
-    StoreError::Corrupt { file: path.display().to_string(), dir, what }
+    StoreError::Corrupt { file: path.display().to_string(), what }
 }
 
 /// A value with 8 bytes of its SHA-256 in front.

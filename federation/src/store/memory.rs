@@ -85,7 +85,7 @@ impl Store for MemoryStore {
             apply(&mut loaded, persist);
         }
         loaded.fresh = !state.written && state.unsynced.is_empty();
-        check(&loaded).map_err(|what| StoreError::Corrupt { file: "memory".into(), dir: "memory".into(), what })?;
+        check(&loaded).map_err(|what| StoreError::Corrupt { file: "memory".into(), what })?;
         Ok(loaded)
     }
 

@@ -55,13 +55,11 @@ pub trait Store {
 pub enum StoreError {
     /// The file is damaged.
     #[error(
-        "{file} is damaged: {what}. This member will not start from it: a shorter log could lose acknowledged writes. Restore it with `isthmus store restore --dir {dir}`: the log then comes from the other clusters"
+        "{file} is damaged: {what}. This member will not start from it: a shorter log could lose acknowledged writes. Restore it with `isthmus store restore --config GATEWAY.YAML`: the log then comes from the other clusters"
     )]
     Corrupt {
         /// Which file.
         file: String,
-        /// Its directory.
-        dir: String,
         /// Where and what.
         what: String,
     },

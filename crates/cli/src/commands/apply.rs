@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::context::{Context, refused};
 use crate::failure::{Exit, Failure};
+use crate::mesh_wide::{self, Write};
 use crate::render;
 
 /// Largest file: well above the largest sensible object set, well below what a gRPC message may hold.
@@ -22,6 +23,13 @@ pub struct Args {
     /// Check everything, change nothing
     #[arg(long)]
     dry_run: bool,
+    /// For the whole mesh, signed with the operator's key (VirtualService, DestinationRule, PeerAuthentication);
+    /// an object of the same name in a cluster holds there instead
+    #[arg(long)]
+    mesh: bool,
+    /// Where the operator's certificate and key are [default: $XDG_CONFIG_HOME/isthmus/MESH]
+    #[arg(long, value_name = "DIR", requires = "mesh")]
+    operator_dir: Option<PathBuf>,
 }
 
 /// Runs `isthmus apply`.
@@ -30,6 +38,10 @@ pub struct Args {
 /// Every refusal of the gateway with file, line, path, value and fix; then nothing was applied.
 pub async fn apply(args: Args, context: &Context) -> Result<(), Failure> {
     let files = read(&args.files)?;
+    if args.mesh {
+        let answer = mesh_wide::write(files, Write::Put, args.dry_run, args.operator_dir, context).await?;
+        return report(&answer, args.dry_run, context);
+    }
     let request = ApplyRequest { files, dry_run: args.dry_run };
     let answer = context.connect().await?.apply(request).await.map_err(refused)?.into_inner();
     report(&answer, args.dry_run, context)
@@ -40,7 +52,12 @@ pub async fn apply(args: Args, context: &Context) -> Result<(), Failure> {
 /// # Errors
 /// As [`apply`].
 pub async fn delete(args: Args, context: &Context) -> Result<(), Failure> {
-    let request = DeleteRequest { files: read(&args.files)?, dry_run: args.dry_run };
+    let files = read(&args.files)?;
+    if args.mesh {
+        let answer = mesh_wide::write(files, Write::Delete, args.dry_run, args.operator_dir, context).await?;
+        return report(&answer, args.dry_run, context);
+    }
+    let request = DeleteRequest { files, dry_run: args.dry_run };
     let answer = context.connect().await?.delete(request).await.map_err(refused)?.into_inner();
     report(&answer, args.dry_run, context)
 }

@@ -13,5 +13,6 @@ pub mod logging;
 pub mod proxy;
 pub mod sample;
 pub mod status;
+pub mod store;
 pub mod token;
 pub mod version;
