@@ -35,14 +35,14 @@ pub struct Issuer {
     authority: Arc<ClusterAuthority>,
     tokens: Tokens,
     shared: SharedTrust,
-    published: watch::Sender<discovery::Trust>,
+    /// Nothing until the log says who is a member: less than a sidecar knows would end its tunnels.
+    published: watch::Sender<Option<discovery::Trust>>,
 }
 
 impl Issuer {
     /// An issuer with the cluster's `authority`, which keeps `trust` as the log has it.
     pub fn new(own: ClusterName, authority: Arc<ClusterAuthority>, tokens: Tokens, trust: SharedTrust) -> Arc<Self> {
-        let published = watch::Sender::new(to_wire(&trust.load()));
-        Arc::new(Self { own, authority, tokens, shared: trust, published })
+        Arc::new(Self { own, authority, tokens, shared: trust, published: watch::Sender::new(None) })
     }
 
     /// What TLS believes.
@@ -50,24 +50,21 @@ impl Issuer {
         &self.shared
     }
 
-    /// What sidecars are told to believe.
-    pub fn trust(&self) -> watch::Receiver<discovery::Trust> {
+    /// What sidecars are told to believe, once the log has said it.
+    pub fn trust(&self) -> watch::Receiver<Option<discovery::Trust>> {
         self.published.subscribe()
     }
 
     /// The log moved on.
     pub fn set_registry(&self, registry: &Registry) {
         let Some(trust) = trust_of(registry) else { return };
-        let wire = to_wire(&trust);
-        let changed = |current: &mut discovery::Trust| {
-            let differs = *current != wire;
-            if differs {
-                *current = wire.clone();
-            }
-            differs
-        };
+        let wire = Some(to_wire(&trust));
         self.shared.store(Arc::new(trust));
-        self.published.send_if_modified(changed);
+        self.published.send_if_modified(|current| {
+            let differs = *current != wire;
+            *current = wire;
+            differs
+        });
     }
 
     /// The account that a chain proves, if it is a workload of this cluster.

@@ -7,8 +7,8 @@ use isthmus_federation::command::{Command, SignedEntry, token_hash};
 use isthmus_federation::member::{MemberHandle, ProposeError};
 use isthmus_identity::token::Secret;
 use isthmus_identity::{JoinToken, WorkloadToken, fingerprint};
-use isthmus_model::ServiceAccount;
 use isthmus_model::service::Patterns;
+use isthmus_model::{ClusterName, ServiceAccount};
 use isthmus_wire::operator::create_token_request::What;
 use isthmus_wire::operator::operator_server::Operator;
 use isthmus_wire::operator::{
@@ -166,8 +166,13 @@ impl OperatorService {
     }
 
     async fn cluster_token(&self, wanted: &ClusterToken, expires_unix_s: u64) -> Result<String, Status> {
-        let cluster = wanted.cluster.parse().map_err(|error| Status::invalid_argument(format!("{error}")))?;
+        let cluster: ClusterName =
+            wanted.cluster.parse().map_err(|error| Status::invalid_argument(format!("{error}")))?;
         let registry = self.hub.registry();
+        if registry.clusters.contains_key(&cluster) {
+            let text = format!("{cluster} is a member already; choose another name");
+            return Err(refused("name_taken", text));
+        }
         let mesh = registry
             .mesh
             .as_ref()
@@ -185,14 +190,14 @@ impl OperatorService {
         let command = Command::AddToken {
             id: id.clone(),
             hash: token_hash(secret.reveal()),
-            cluster,
+            cluster: cluster.clone(),
             namespaces,
             expires_unix_s,
         };
         self.writer.write(command).await.map_err(|error| write_status(&error))?;
         let token = JoinToken {
             mesh: mesh.name.clone(),
-            cluster: wanted.cluster.parse().map_err(|error| Status::invalid_argument(format!("{error}")))?,
+            cluster,
             id,
             gateways,
             root_fingerprint: self.root_fingerprint()?,

@@ -163,7 +163,8 @@ impl<I: Imports> Facts<'_, I> {
     fn mesh_view(&self, host: &Host, key: &ServiceKey) -> Known {
         let exports = exported(self.registry, key, |cluster| self.heard(cluster, key));
         let Some(merged) = merge(host, &self.virtual_addresses(host), exports, Some(self.own)) else {
-            return Known::Absent;
+            // Before the log was heard nobody can say that there is no such export.
+            return if self.registry.mesh.is_some() { Known::Absent } else { Known::Unknown };
         };
         let mut service = merged.service;
         if service.backends.is_empty() && !merged.unheard.is_empty() {

@@ -173,13 +173,16 @@ impl Mesh {
         Ok(start.elapsed())
     }
 
-    /// Runs only the join of a token, into a directory that no gateway starts from: to see it refused.
+    /// Runs only the join of a token, on a gateway's machine and into a directory that no gateway starts from: to
+    /// see it refused.
     ///
     /// # Errors
     /// [`MeshError::Command`] with what it said.
     pub fn try_join(&self, token: &str, directory: &str) -> Result<String, MeshError> {
         let state = self.lab.dir().join(directory).display().to_string();
-        self.command(&Host::here(), &[("ISTHMUS_JOIN_TOKEN", token.trim())], &["join", "--state", &state])
+        let replicas = self.clusters.values().flat_map(|cluster| &cluster.replicas);
+        let host = replicas.map(|replica| replica.place.host.clone()).next().unwrap_or(Host::here());
+        self.command(&host, &[("ISTHMUS_JOIN_TOKEN", token.trim())], &["join", "--state", &state])
     }
 
     /// Adds a gateway replica to a running cluster.

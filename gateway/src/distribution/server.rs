@@ -220,7 +220,9 @@ impl Conversation<'_> {
         .await?;
         let (first_keys, first_trust) = (keys.borrow_and_update().clone(), trust.borrow_and_update().clone());
         self.say(Down::EndpointKeys(first_keys)).await?;
-        self.say(Down::Trust(first_trust)).await?;
+        if let Some(trust) = first_trust {
+            self.say(Down::Trust(trust)).await?;
+        }
         let mut replicas = self.shared.sidecars.replica_changes();
         self.say(Down::Replicas(self.shared.sidecars.replicas(self.local))).await?;
         self.tell_changes().await?;
@@ -246,8 +248,10 @@ impl Conversation<'_> {
                     self.say(Down::EndpointKeys(keys)).await?;
                 }
                 Ok(()) = trust.changed() => {
-                    let trust = trust.borrow_and_update().clone();
-                    self.say(Down::Trust(trust)).await?;
+                    let now = trust.borrow_and_update().clone();
+                    if let Some(trust) = now {
+                        self.say(Down::Trust(trust)).await?;
+                    }
                 }
                 Ok(()) = replicas.changed() => {
                     replicas.mark_unchanged();
@@ -320,7 +324,8 @@ impl Conversation<'_> {
 
     async fn tell_changes(&mut self) -> Result<(), Status> {
         let served: Vec<ServedPort> = self.shared.hub.served(&self.key).into_iter().map(served_port).collect();
-        if self.served.as_ref() != Some(&served) {
+        // Before the log was heard nobody can say that an export has ended.
+        if self.served.as_ref() != Some(&served) && self.shared.hub.registry().mesh.is_some() {
             self.served = Some(served.clone());
             let version = *self.shared.hub.generation().borrow();
             self.say(Down::Exports(Exports { version, ports: served })).await?;

@@ -20,7 +20,7 @@ pub(super) struct Place {
 /// A running replica.
 #[derive(Debug)]
 pub(super) struct Replica {
-    place: Place,
+    pub(super) place: Place,
     pub(super) process: Process,
 }
 
