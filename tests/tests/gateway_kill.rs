@@ -9,7 +9,8 @@ const SAMPLE: &str = env!("CARGO_BIN_EXE_isthmus-sample");
 /// 200 requests a second from the shopper, running and warm.
 fn shopping(story: &mut Told) -> anyhow::Result<isthmus_tests::RunningLoad> {
     story.call_until_answered("aws-eu/shopper", "cart", Duration::from_secs(10))?;
-    let load = story.load("aws-eu/shopper", "cart")?.rate(200).connections(50);
+    // Enough for a second and a half of requests that wait: new ones find a connection whatever the old ones do.
+    let load = story.load("aws-eu/shopper", "cart")?.rate(200).connections(300);
     let running = story.start("aws-eu/shopper", load)?;
     std::thread::sleep(ms(1500));
     Ok(running)

@@ -30,8 +30,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// A handshake that takes longer is given up and begun anew, perhaps by another address of the name.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// A control connection that hears nothing for this long is dialled anew; forwarding does not depend on it.
-const IDLE_TIMEOUT_MS: u32 = 3_000;
-const KEEP_ALIVE: Duration = Duration::from_millis(700);
+const IDLE_TIMEOUT_MS: u32 = 1_500;
+const KEEP_ALIVE: Duration = Duration::from_millis(400);
 /// Streams that a peer may have open: raft, follow, health, and calls that are forwarded.
 const STREAMS_MAX: u32 = 256;
 /// Handshakes of peers at a time. Whoever is no gateway of the mesh is gone after one.

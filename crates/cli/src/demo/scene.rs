@@ -1,6 +1,5 @@
 //! Who is there: three clouds, the delay between them, a payments service and its callers.
 
-use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -56,7 +55,7 @@ impl Demo {
     /// The lab's.
     pub fn new(mode: Mode, stop: CancellationToken) -> anyhow::Result<Self> {
         let lab = Lab::new(mode, SEED).context("cannot make the demo's network")?;
-        let isthmus = executable(lab.dir(), mode)?;
+        let isthmus = std::env::current_exe().context("cannot find this program's own file")?;
         let sample = Program::new("sample", &isthmus).arg("sample");
         let mut mesh = Mesh::new(lab, isthmus, sample)?;
         for (name, locality) in [AWS, GCP, ONPREM] {
@@ -216,15 +215,4 @@ fn host_of(service: &str) -> String {
 
 fn caller(cluster: &str) -> String {
     format!("{cluster}/{CALLER}")
-}
-
-/// This binary, where sidecars can run it: as another user they may not enter root's home.
-fn executable(dir: &Path, mode: Mode) -> anyhow::Result<PathBuf> {
-    let itself = std::env::current_exe().context("cannot find this program's own file")?;
-    if Capture::best(mode) == Capture::Explicit {
-        return Ok(itself);
-    }
-    let copy = dir.join("isthmus");
-    std::fs::copy(&itself, &copy).with_context(|| format!("cannot copy {} to {}", itself.display(), copy.display()))?;
-    Ok(copy)
 }

@@ -2,7 +2,7 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | any path | 200 and an [`Answer`](super::Answer) |
+//! | any path | 200 and an [`Answer`] |
 //! | `/status/N` | status N and an `Answer` |
 //! | `/delay/MS` | an `Answer` after so many milliseconds |
 //! | `/bytes/N` | N bytes of `x` (at most [`BYTES_MAX`]) |
