@@ -8,11 +8,13 @@ use isthmus_tests::{THREE_CLOUDS, ms, within};
 #[test]
 fn posts_in_flight_answer_503_once_and_new_requests_go_elsewhere_within_500_ms() {
     THREE_CLOUDS("sidecar kill", env!("CARGO_BIN_EXE_isthmus-sample")).tell(|story| {
-        let (first, _) = story.call_until_answered("aws-eu/shopper", "cart", Duration::from_secs(10))?;
+        story.call_until_answered("aws-eu/shopper", "cart", Duration::from_secs(10))?;
         // Each takes 400 ms, so about forty are in flight at any time.
         let load = story.load("aws-eu/shopper", "cart")?.path("/delay/400").post(256).rate(100).connections(80);
         let running = story.start("aws-eu/shopper", load)?;
         std::thread::sleep(ms(2000));
+        let first = running.report().answered().last().map(|(_, answered)| answered.cluster.clone());
+        let first = first.expect("answers before the kill");
         story.workload(&format!("{first}/cart-1")).sidecar.kill();
         let killed = running.elapsed();
         std::thread::sleep(Duration::from_secs(3));

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use isthmus_identity::tls::server_name;
@@ -28,7 +28,12 @@ use super::{Mesh, Tickets};
 
 /// First pause before a replica is dialled again.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
-/// Longest pause: a gateway that is back is found within this.
+/// Longest pause in the first seconds after a session was lost: most gateways that go are restarted, and until they
+/// know us again nothing passes through them.
+const BACKOFF_SOON: Duration = Duration::from_millis(150);
+/// How long that holds.
+const SOON: Duration = Duration::from_secs(3);
+/// Longest pause after that: a gateway that is back is found within this.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -165,6 +170,7 @@ impl Shared {
     /// One replica: a session after the other until told to stop.
     async fn keep(self: Arc<Self>, address: SocketAddr, shutdown: CancellationToken) {
         let mut pause = BACKOFF_MIN;
+        let mut lost: Option<Instant> = None;
         loop {
             let mut stood = false;
             tokio::select! {
@@ -174,7 +180,11 @@ impl Shared {
                 }
             }
             self.end(address, stood);
-            pause = if stood { BACKOFF_MIN } else { (pause * 2).min(BACKOFF_MAX) };
+            if stood {
+                lost = Some(Instant::now());
+            }
+            let longest = if lost.is_some_and(|lost| lost.elapsed() < SOON) { BACKOFF_SOON } else { BACKOFF_MAX };
+            pause = if stood { BACKOFF_MIN } else { (pause * 2).min(longest) };
             let jittered = pause.mul_f64(rand::random_range(0.5..1.0));
             tokio::select! {
                 () = shutdown.cancelled() => return,
