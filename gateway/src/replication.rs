@@ -4,46 +4,38 @@
 //! what it hears on disk, so that it starts and serves without the member. Sidecars' registrations do not travel
 //! here: each sidecar shows its own, signed by the member, to every replica.
 
-use std::collections::BTreeMap;
+mod follow;
+mod registrar;
+
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
-use isthmus_federation::member::{MemberHandle, Mirror, Status as MemberStatus};
-use isthmus_federation::registry::Registry;
+use isthmus_federation::member::{MemberHandle, Status as MemberStatus};
 use isthmus_identity::state::{StateError, read_private, write_private};
-use isthmus_identity::tls::{client_config, server_name};
-use isthmus_identity::{Expect, SharedIdentity, SharedTrust};
-use isthmus_model::ClusterName;
 use isthmus_model::vip::Addresses;
 use isthmus_objects::ObjectSet;
-use isthmus_wire::discovery::{
-    CertificateResponse, EnrolRequest, Replica, Replicas, discovery_client::DiscoveryClient,
-};
-use isthmus_wire::replica::replication_client::ReplicationClient;
+use isthmus_wire::discovery::{Replica, Replicas};
 use isthmus_wire::replica::replication_server::Replication;
 use isthmus_wire::replica::{FollowRequest, State};
-use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
-use tokio_rustls::TlsConnector;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
 use crate::hub::Hub;
 use crate::issue::Issuer;
-use crate::join::{now_unix_s, refused};
 use crate::keys::TunnelKeys;
 use crate::object_store::ObjectStore;
 use crate::tls_incoming::PeerInfo;
+
+pub use follow::{Followed, MemberClient, follow};
+pub use registrar::Registrar;
 
 /// Changes are gathered for this long: ten objects applied at once travel at once.
 const GATHER: Duration = Duration::from_millis(5);
@@ -51,16 +43,6 @@ const GATHER: Duration = Duration::from_millis(5);
 const OUTGOING_MAX: usize = 16;
 /// Largest state told at once; a registry of 10,000 exports is some 5 MB.
 const STATE_LEN_MAX: usize = 64 * 1024 * 1024;
-/// Pause before the member is dialled again.
-const RETRY: Duration = Duration::from_millis(500);
-/// How long connecting may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// A silent connection is asked for a sign of life this often; silence for as long again ends it.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
-/// A replica whose stream ended stays known for this long: a restart is not worth telling every sidecar.
-const REPLICA_GRACE: Duration = Duration::from_secs(60);
-/// Replicas of one cluster's gateway: their numbers are a byte, and each costs every sidecar a session.
-const REPLICAS_MAX: usize = 16;
 
 /// Where one replica is reached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,92 +82,6 @@ pub fn advertised(list: &[ReplicaAddresses]) -> Vec<String> {
     all
 }
 
-/// The member's knowledge of the other replicas, on disk, so that its own restart makes none of them vanish.
-pub struct Registrar {
-    own: ReplicaAddresses,
-    path: PathBuf,
-    others: Mutex<BTreeMap<u8, Known>>,
-    list: watch::Sender<ReplicaList>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Known {
-    addresses: ReplicaAddresses,
-    /// Since when its stream is gone, Unix seconds.
-    gone_unix_s: Option<u64>,
-}
-
-impl Registrar {
-    /// The member's registrar; `list` is told every change.
-    ///
-    /// # Errors
-    /// [`StateError`] if the file cannot be read back.
-    pub fn open(
-        own: ReplicaAddresses,
-        path: PathBuf,
-        list: watch::Sender<ReplicaList>,
-    ) -> Result<Arc<Self>, StateError> {
-        let mut others: BTreeMap<u8, Known> = read_state(&path)?.unwrap_or_default();
-        // As long as the member itself was away nobody could be heard.
-        let now = now_unix_s();
-        others.values_mut().for_each(|known| known.gone_unix_s = Some(now));
-        let registrar = Self { own, path, others: Mutex::new(others), list };
-        registrar.publish(&registrar.others.lock());
-        Ok(Arc::new(registrar))
-    }
-
-    fn here(&self, addresses: ReplicaAddresses) -> Result<(), Status> {
-        let mut others = self.others.lock();
-        if !others.contains_key(&addresses.number) && others.len() + 1 >= REPLICAS_MAX {
-            return Err(refused("limited", format!("this cluster has {REPLICAS_MAX} gateway replicas already")));
-        }
-        others.insert(addresses.number, Known { addresses, gone_unix_s: None });
-        self.publish(&others);
-        Ok(())
-    }
-
-    fn gone(&self, addresses: &ReplicaAddresses) {
-        let mut others = self.others.lock();
-        if let Some(known) = others.get_mut(&addresses.number).filter(|known| known.addresses == *addresses) {
-            known.gone_unix_s = Some(now_unix_s());
-        }
-    }
-
-    fn forget_gone(&self, now_unix_s: u64) {
-        let mut others = self.others.lock();
-        let before = others.len();
-        let stays = |gone: u64| now_unix_s.saturating_sub(gone) < REPLICA_GRACE.as_secs();
-        others.retain(|_, known| known.gone_unix_s.is_none_or(stays));
-        if others.len() != before {
-            self.publish(&others);
-        }
-    }
-
-    fn publish(&self, others: &BTreeMap<u8, Known>) {
-        let list: ReplicaList =
-            std::iter::once(&self.own).chain(others.values().map(|known| &known.addresses)).cloned().collect();
-        self.list.send_if_modified(|current| {
-            let differs = *current != list;
-            *current = list;
-            differs
-        });
-        if let Err(error) = write_state(&self.path, others) {
-            tracing::warn!(%error, "the other replicas are not kept; they are told anew after a restart");
-        }
-    }
-
-    /// Forgets replicas that do not come back, until `stop`.
-    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(REPLICA_GRACE / 4) => self.forget_gone(now_unix_s()),
-            }
-        }
-    }
-}
-
 /// What the member serves to its other replicas.
 pub struct ReplicationService {
     /// Addresses.
@@ -223,7 +119,7 @@ impl Replication for ReplicationService {
             objects: self.objects.clone(),
             member: self.member.clone(),
             keys: self.keys.clone(),
-            list: self.registrar.list.subscribe(),
+            list: self.registrar.list(),
             local: info.local.ip(),
             told: Told::default(),
         };
@@ -357,182 +253,11 @@ fn json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).unwrap_or_default()
 }
 
-/// The way to the member, from another replica. Cheap to clone.
-#[derive(Clone)]
-pub struct MemberClient {
-    address: SocketAddr,
-    tls: Arc<rustls::ClientConfig>,
-}
-
-impl MemberClient {
-    /// Dials `address`, and believes only a gateway of `own` there.
-    pub fn new(address: SocketAddr, own: &ClusterName, identity: &SharedIdentity, trust: &SharedTrust) -> Self {
-        let tls = client_config(identity, trust, Expect::Gateway(Some(own.clone())), &[b"h2"]);
-        Self { address, tls: Arc::new(tls) }
-    }
-
-    async fn channel(&self) -> Result<Channel, Status> {
-        let (tls, address) = (self.tls.clone(), self.address);
-        let connector = tower::service_fn(move |_: http::Uri| {
-            let tls = tls.clone();
-            async move {
-                let tcp = TcpStream::connect(address).await?;
-                tcp.set_nodelay(true)?;
-                let stream = TlsConnector::from(tls).connect(server_name(), tcp).await?;
-                Ok::<_, std::io::Error>(TokioIo::new(stream))
-            }
-        });
-        let endpoint = Endpoint::from_static("http://gateway.isthmus.invalid")
-            .connect_timeout(CONNECT_TIMEOUT)
-            .http2_keep_alive_interval(KEEP_ALIVE)
-            .keep_alive_timeout(KEEP_ALIVE)
-            .keep_alive_while_idle(true);
-        let connecting = endpoint.connect_with_connector(connector);
-        let unreachable = |error: String| Status::unavailable(format!("replica 0 at {address}: {error}"));
-        match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-            Ok(Ok(channel)) => Ok(channel),
-            Ok(Err(error)) => Err(unreachable(innermost(&error))),
-            Err(_) => Err(unreachable(format!("no answer within {CONNECT_TIMEOUT:?}"))),
-        }
-    }
-
-    /// Passes an enrolment on: only the member can spend a token.
-    ///
-    /// # Errors
-    /// The member's, or `UNAVAILABLE` if it cannot be reached.
-    pub async fn enrol(&self, token: &str, csr: &[u8]) -> Result<CertificateResponse, Status> {
-        let mut client = DiscoveryClient::new(self.channel().await?);
-        let request = EnrolRequest { token: token.to_owned(), csr_der: csr.to_vec() };
-        client.enrol(request).await.map(Response::into_inner)
-    }
-}
-
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
-}
-
-/// What a replica fills with what it hears, and where it keeps that.
-pub struct Followed {
-    /// Registry and status.
-    pub mirror: Mirror,
-    /// Addresses.
-    pub hub: Arc<Hub>,
-    /// Objects.
-    pub objects: Arc<ObjectStore>,
-    /// Tunnel keys, and their file.
-    pub keys: (watch::Sender<TunnelKeys>, PathBuf),
-    /// All replicas.
-    pub list: watch::Sender<ReplicaList>,
-    /// Where the registry lies, and the virtual addresses.
-    pub registry_path: PathBuf,
-    /// See `registry_path`.
-    pub addresses_path: PathBuf,
-}
-
-/// Follows the member until `stop`. What was heard stays when it is gone.
-pub async fn follow(followed: Followed, client: MemberClient, own: ReplicaAddresses, stop: CancellationToken) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            status = followed.once(&client, &own) => {
-                tracing::warn!(member = %client.address, %status, "the member is not followed; serving its last word");
-            }
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(RETRY) => {}
-        }
-    }
-}
-
-impl Followed {
-    async fn once(&self, client: &MemberClient, own: &ReplicaAddresses) -> Status {
-        match self.listen(client, own).await {
-            Ok(()) => Status::unavailable("it ended the stream"),
-            Err(status) => status,
-        }
-    }
-
-    async fn listen(&self, client: &MemberClient, own: &ReplicaAddresses) -> Result<(), Status> {
-        let mut replication = ReplicationClient::new(client.channel().await?).max_decoding_message_size(STATE_LEN_MAX);
-        let request = FollowRequest {
-            number: own.number.into(),
-            udp_address: own.udp.to_string(),
-            session_address: own.sessions.to_string(),
-            advertise: own.advertise.clone(),
-        };
-        let mut states = replication.follow(request).await?.into_inner();
-        tracing::info!(member = %client.address, "following the member");
-        while let Some(state) = states.message().await? {
-            self.take(&state);
-        }
-        Ok(())
-    }
-
-    /// Takes what changed. A part that cannot be read is left out, and said.
-    fn take(&self, state: &State) {
-        // Trust and registry first: what follows may need them.
-        self.part("registry", &state.registry, |registry: Registry| {
-            self.keep(&self.registry_path, &registry);
-            self.mirror.set_registry(Arc::new(registry));
-        });
-        self.part("status", &state.status, |status| self.mirror.set_status(status));
-        if !state.tunnel_keys.is_empty() {
-            match TunnelKeys::from_json(&state.tunnel_keys) {
-                Ok(keys) => {
-                    if let Err(error) = keys.store(&self.keys.1) {
-                        tracing::error!(%error, "tunnel keys are not kept");
-                    }
-                    self.keys.0.send_replace(keys);
-                }
-                Err(what) => tracing::error!(%what, "tunnel keys of the member are not usable"),
-            }
-        }
-        if !state.objects.is_empty()
-            && let Err(error) = self.objects.adopt(&state.objects)
-        {
-            tracing::error!(%error, "the member's objects are not usable; the last ones stay");
-        }
-        self.part("addresses", &state.addresses, |addresses: Addresses| {
-            self.keep(&self.addresses_path, &addresses);
-            self.hub.set_addresses(addresses);
-        });
-        self.part("replicas", &state.replicas, |list: ReplicaList| {
-            self.list.send_if_modified(|current| {
-                let differs = *current != list;
-                *current = list;
-                differs
-            });
-        });
-    }
-
-    fn part<T: DeserializeOwned>(&self, what: &str, json: &[u8], take: impl FnOnce(T)) {
-        if json.is_empty() {
-            return;
-        }
-        match serde_json::from_slice(json) {
-            Ok(value) => take(value),
-            // A newer member, most likely.
-            Err(error) => tracing::error!(%error, part = what, "not understood; upgrade this replica"),
-        }
-    }
-
-    fn keep(&self, path: &std::path::Path, value: &impl Serialize) {
-        if let Err(error) = write_state(path, value) {
-            tracing::error!(%error, "not kept: this replica could not start without its member");
-        }
-    }
-}
-
 /// Reads JSON that [`write_state`] wrote; `None` if there is no such file.
 ///
 /// # Errors
 /// [`StateError`]: unreadable, exposed or broken.
-pub fn read_state<T: DeserializeOwned>(path: &std::path::Path) -> Result<Option<T>, StateError> {
+pub fn read_state<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
     let Some(bytes) = read_private(path)? else { return Ok(None) };
     let broken = |error: serde_json::Error| StateError::Content {
         path: path.to_owned(),
@@ -545,7 +270,7 @@ pub fn read_state<T: DeserializeOwned>(path: &std::path::Path) -> Result<Option<
 ///
 /// # Errors
 /// [`StateError::Io`].
-pub fn write_state(path: &std::path::Path, value: &impl Serialize) -> Result<(), StateError> {
+pub fn write_state(path: &Path, value: &impl Serialize) -> Result<(), StateError> {
     let json = serde_json::to_vec(value)
         .map_err(|error| StateError::Content { path: path.to_owned(), what: error.to_string() })?;
     write_private(path, &json)
@@ -553,9 +278,13 @@ pub fn write_state(path: &std::path::Path, value: &impl Serialize) -> Result<(),
 
 #[cfg(test)]
 mod tests {
+    use isthmus_federation::member::Mirror;
+    use isthmus_federation::registry::Registry;
+    use isthmus_model::ClusterName;
+
     use super::*;
 
-    fn replica(number: u8, ip: &str) -> ReplicaAddresses {
+    pub(super) fn replica(number: u8, ip: &str) -> ReplicaAddresses {
         ReplicaAddresses {
             number,
             udp: format!("{ip}:15443").parse().expect("valid"),
@@ -606,28 +335,6 @@ mod tests {
         assert!(!next.registry.is_empty() && !next.tunnel_keys.is_empty() && next.objects.is_empty());
         let replicas = String::from_utf8(next.replicas).expect("JSON");
         assert!(replicas.contains("10.0.0.1:15443"), "at the address that was dialled: {replicas}");
-    }
-
-    #[test]
-    fn a_replica_that_restarts_is_not_forgotten_and_one_that_stays_away_is() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("replicas.json");
-        let open = || {
-            let list = watch::Sender::new(Vec::new());
-            let known = list.subscribe();
-            (Registrar::open(replica(0, "10.0.0.1"), path.clone(), list).expect("readable"), known)
-        };
-        let (registrar, known) = open();
-        registrar.here(replica(1, "10.0.0.2")).expect("room");
-        assert_eq!(known.borrow().len(), 2);
-        assert_eq!(advertised(&known.borrow()), ["10.0.0.1:15443", "10.0.0.2:15443"]);
-
-        let (registrar, known) = open();
-        assert_eq!(known.borrow().len(), 2, "known after the member's restart");
-        registrar.forget_gone(now_unix_s() + REPLICA_GRACE.as_secs() - 2);
-        assert_eq!(known.borrow().len(), 2);
-        registrar.forget_gone(now_unix_s() + REPLICA_GRACE.as_secs() + 1);
-        assert_eq!(known.borrow().len(), 1);
     }
 
     #[test]
