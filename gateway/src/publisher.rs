@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use isthmus_federation::command::{ClusterFacts, Command};
+use isthmus_federation::machine::WINDOW;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +15,8 @@ use crate::writer::{ClusterWriter, WriteError};
 
 /// Changes are gathered for this long, so that ten objects applied at once are looked at once.
 const GATHER: Duration = Duration::from_millis(20);
+/// Records that are written at once: half of what the log takes from one writer out of order.
+const AT_ONCE: usize = WINDOW / 2;
 /// Pause after a write whose fate is not known: no leader, most likely.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -35,26 +38,25 @@ pub async fn run(
         wanted.facts = Some(ClusterFacts { addresses, ..facts.clone() });
         let todo = commands(&hub.registry(), hub.own(), &wanted);
         refused.retain(|command| todo.contains(command));
-        let next = todo.into_iter().find(|command| !refused.contains(command));
-        let pause = match next {
-            None => None,
-            Some(command) => match writer.write(command.clone()).await {
-                // The registry's own change wakes us for the next.
+        let next: Vec<Command> = todo.into_iter().filter(|command| !refused.contains(command)).take(AT_ONCE).collect();
+        let mut pause = (!next.is_empty()).then_some(Duration::ZERO);
+        // Each is a record of its own, so their order does not matter; one write to disk serves many.
+        let writes = next.iter().map(|command| writer.write(command.clone()));
+        for (command, written) in next.iter().zip(futures_util::future::join_all(writes).await) {
+            match written {
                 Ok(index) => {
                     tracing::info!(index, record = command.kind(), subject = command.subject(), "written to the log");
-                    Some(Duration::ZERO)
                 }
                 Err(WriteError::Refused(refusal)) => {
                     tracing::warn!(reason = %refusal.reason, "the log refused a record of this cluster: {}", refusal.message);
-                    refused.push(command);
-                    Some(Duration::ZERO)
+                    refused.push(command.clone());
                 }
                 Err(error) => {
                     tracing::warn!(%error, "not written to the log yet; trying again");
-                    Some(RETRY)
+                    pause = Some(RETRY);
                 }
-            },
-        };
+            }
+        }
         tokio::select! {
             () = shutdown.cancelled() => return,
             changed = generation.changed(), if pause.is_none() => {

@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod http;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod readiness;
 pub mod shutdown;

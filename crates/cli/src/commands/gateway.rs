@@ -30,12 +30,14 @@ pub struct Args {
 /// # Errors
 /// A config that cannot be, and what keeps the gateway from starting or going on.
 pub fn run(args: Args) -> Result<(), Failure> {
+    isthmus_runtime::memory::no_huge_pages();
     let config = GatewayConfig::load(&args.config)?;
     args.log.init()?;
     // The packet path has threads of its own; these carry sessions, links and the registry.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(CONTROL_THREADS).enable_all().build()?;
     let ran = runtime.block_on(async {
         let shutdown = on_signals()?;
+        tokio::spawn(isthmus_runtime::memory::release_startup_code());
         isthmus_gateway::run(config, args.drain, shutdown).await
     });
     // Blocking threads (file reads) must not hold up the end.

@@ -24,6 +24,7 @@ pub struct Args {
 /// # Errors
 /// A config that cannot be, and what keeps the sidecar from starting.
 pub fn run(args: Args) -> Result<(), Failure> {
+    isthmus_runtime::memory::no_huge_pages();
     let config = Config::load(&args.config)?;
     let format = match config.log.format {
         Written::Text => LogFormat::Text,
@@ -34,6 +35,7 @@ pub fn run(args: Args) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let ran = runtime.block_on(async {
         let shutdown = on_signals()?;
+        tokio::spawn(isthmus_runtime::memory::release_startup_code());
         Ok::<_, std::io::Error>(isthmus_proxy::run(config, Some(logging), shutdown).await)
     });
     // Blocking threads (name resolution) must not hold up the end.
