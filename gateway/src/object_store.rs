@@ -12,7 +12,7 @@ use isthmus_model::destination::DestinationRule;
 use isthmus_model::route::VirtualService;
 use isthmus_model::service::{Patterns, Service, ServiceEntry, Workload};
 use isthmus_model::{Namespace, ServiceName};
-use isthmus_objects::{Object, ObjectKey, ObjectSet, Refusal, ServiceExport, Warning};
+use isthmus_objects::{Kind, Object, ObjectKey, ObjectSet, Refusal, ServiceExport, Warning};
 use isthmus_wire::operator::Change;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -192,13 +192,16 @@ impl ObjectStore {
     /// `get config`.
     pub fn rows(&self) -> Vec<ConfigRow> {
         let inner = self.inner.lock();
-        let row = |key: &ObjectKey, origin: &str| ConfigRow {
-            kind: key.kind.to_string(),
-            namespace: key.namespace.to_string(),
-            name: key.name.clone(),
-            origin: origin.to_owned(),
-            state: "active".into(),
-            message: String::new(),
+        let row = |key: &ObjectKey, origin: &str| {
+            let waits_for = self.waits_for(key);
+            ConfigRow {
+                kind: key.kind.to_string(),
+                namespace: key.namespace.to_string(),
+                name: key.name.clone(),
+                origin: origin.to_owned(),
+                state: if waits_for.is_empty() { "active" } else { "waiting" }.into(),
+                message: waits_for,
+            }
         };
         let mut rows: Vec<ConfigRow> = inner.applied.keys().map(|key| row(key, "applied")).collect();
         rows.extend(inner.files.iter().map(|(key, (_, file))| row(key, file)));
@@ -217,6 +220,23 @@ impl ObjectStore {
             ..ConfigRow::default()
         }));
         rows
+    }
+
+    /// What an object waits for before it does anything; empty if it does.
+    fn waits_for(&self, key: &ObjectKey) -> String {
+        if key.kind != Kind::ServiceExport {
+            return String::new();
+        }
+        let name = format!("{}/{}", key.namespace, key.name);
+        let registry = self.hub.registry();
+        if registry.exports.get(self.hub.own()).is_some_and(|of| of.contains_key(&name)) {
+            return String::new();
+        }
+        let objects = self.hub.objects();
+        match objects.services.keys().any(|(namespace, service)| format!("{namespace}/{service}") == name) {
+            true => format!("no sidecar of a workload that {name} selects has registered yet"),
+            false => format!("there is no Service {name}"),
+        }
     }
 
     fn refuse_file_objects(&self, inner: &Inner, set: &ObjectSet) -> Result<(), ApplyError> {
