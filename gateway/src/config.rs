@@ -4,38 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use isthmus_model::{ClusterName, Locality};
+use isthmus_runtime::config_file;
+pub use isthmus_runtime::config_file::ConfigError;
 use serde::Deserialize;
-
-/// Why a gateway's config was refused.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// The file could not be read.
-    #[error("cannot read {path}; `isthmus init` and `isthmus join` write one")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The text is not what a gateway's config looks like.
-    #[error("{path}: {message}")]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// Line, column and cause.
-        message: String,
-    },
-    /// Values that cannot be.
-    #[error("{path}: {}", problems.join("\n  "))]
-    Values {
-        /// The file.
-        path: PathBuf,
-        /// Each with path, value and fix.
-        problems: Vec<String>,
-    },
-}
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -128,9 +99,7 @@ impl GatewayConfig {
     /// # Errors
     /// [`ConfigError`], with every problem of the file in one go.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text, path)
+        Self::parse(&config_file::read(path)?, path)
     }
 
     /// Checks `text`; relative paths in it start at the file's folder.
@@ -138,14 +107,7 @@ impl GatewayConfig {
     /// # Errors
     /// As [`GatewayConfig::load`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let raw: RawConfig = serde_saphyr::from_str(text)
-            .map_err(|error| ConfigError::Syntax { path: path.to_owned(), message: error.to_string() })?;
-        let mut problems = Vec::new();
-        let config = prove(raw, path.parent().unwrap_or(Path::new(".")), &mut problems);
-        match config {
-            Some(config) if problems.is_empty() => Ok(config),
-            _ => Err(ConfigError::Values { path: path.to_owned(), problems }),
-        }
+        config_file::parse(text, path, prove)
     }
 
     /// The address of one of its ports.

@@ -3,10 +3,13 @@
 //! Forwarding comes first (tables from disk are enough), then what fills the tables. On SIGTERM the order
 //! turns around: probes are answered `draining`, forwarding goes on, then everything ends.
 
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+mod glance;
+mod listen;
+mod upkeep;
+
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use isthmus_federation::command::{
@@ -15,19 +18,12 @@ use isthmus_federation::command::{
 use isthmus_federation::der::Der;
 use isthmus_federation::member::{Member, MemberConfig, MemberHandle, Mirror};
 use isthmus_identity::state::create_dir;
-use isthmus_identity::tls::server_config;
 use isthmus_identity::{ClusterAuthority, RootAuthority, SharedIdentity};
 use isthmus_model::vip::Addresses;
 use isthmus_runtime::http::HttpServer;
 use isthmus_runtime::readiness::Readiness;
-use isthmus_wire::discovery::discovery_server::DiscoveryServer;
-use isthmus_wire::join::join_server::JoinServer;
-use isthmus_wire::operator::operator_server::OperatorServer;
-use isthmus_wire::replica::replication_server::ReplicationServer;
-use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio_stream::wrappers::{ReceiverStream, UnixListenerStream};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster_files::ClusterFiles;
@@ -38,27 +34,24 @@ use crate::handles::HandleTable;
 use crate::hub::Hub;
 use crate::issue::{Issuer, Tokens, first_trust};
 use crate::join::{JoinService, now_unix_s};
-use crate::keys::{ROTATE_EVERY, TunnelKeys};
+use crate::keys::TunnelKeys;
 use crate::links::{LinkGlue, LinkTransport};
 use crate::object_store::ObjectStore;
 use crate::operator::OperatorService;
 use crate::replication::{
     self, Followed, MemberClient, Registrar, ReplicaAddresses, ReplicaList, ReplicationService, read_state, to_wire,
-    write_state,
 };
 use crate::router::Router;
 use crate::signer::Signer;
-use crate::summary::{Event, Summary};
-use crate::tables::Glance;
+use crate::summary::Summary;
 use crate::writer::ClusterWriter;
-use crate::{dashboard, local_table, publisher, tls_incoming};
+use crate::{dashboard, local_table, publisher};
+use glance::summarise;
+use listen::{bind_socket, bind_tcp, serve_joins, serve_operators, serve_sessions};
+use upkeep::{expire_leases, keep_addresses, renew_identity, rotate_keys, tell_sidecars, watch_registry};
 
 /// Forwarding goes on this long after SIGTERM: peers have switched by then, streams have not noticed.
 const DRAIN: Duration = Duration::from_secs(15);
-/// Gateways renew their own certificate this often: half of its life.
-const RENEW_IDENTITY_EVERY: Duration = Duration::from_secs(12 * 3600);
-/// The dashboard's data is made this often.
-const SUMMARY_EVERY: Duration = Duration::from_millis(500);
 
 /// Runs a gateway until `shutdown`, then drains; `drain` shortens that for tests and demos.
 ///
@@ -216,14 +209,7 @@ impl Gateway {
             member: self.handle.clone(),
             summary: summary.clone(),
         };
-        let stopped = stop.clone();
-        tasks.spawn(async move {
-            let incoming = UnixListenerStream::new(socket);
-            let server = tonic::transport::Server::builder().add_service(OperatorServer::new(operator));
-            let served = server.serve_with_incoming_shutdown(incoming, stopped.cancelled_owned()).await;
-            report("operator service", served);
-        });
-
+        serve_operators(operator, socket, &mut tasks, &stop);
         let dashboard = HttpServer::bind(
             "dashboard",
             self.config.dashboard,
@@ -347,55 +333,6 @@ impl Gateway {
     }
 }
 
-fn serve_sessions(
-    identity: &SharedIdentity,
-    issuer: &Issuer,
-    discovery: DiscoveryService,
-    replication: Option<ReplicationService>,
-    listener: TcpListener,
-    tasks: &mut JoinSet<()>,
-    stop: &CancellationToken,
-) {
-    let config = Arc::new(server_config(identity, issuer.shared(), None, &[b"h2"]));
-    let incoming = tls_incoming::accept(listener, move || config.clone(), tasks, stop.clone());
-    let stopped = stop.clone();
-    tasks.spawn(async move {
-        let server = tonic::transport::Server::builder()
-            .http2_keepalive_interval(Some(Duration::from_secs(2)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(4)))
-            .add_service(DiscoveryServer::new(discovery))
-            .add_optional_service(replication.map(ReplicationServer::new));
-        let served =
-            server.serve_with_incoming_shutdown(ReceiverStream::new(incoming), stopped.cancelled_owned()).await;
-        report("session service", served);
-    });
-}
-
-fn serve_joins(
-    identity: &SharedIdentity,
-    issuer: &Issuer,
-    join: JoinService,
-    listener: TcpListener,
-    tasks: &mut JoinSet<()>,
-    stop: &CancellationToken,
-) {
-    let config = Arc::new(server_config(identity, issuer.shared(), None, &[b"isthmus-join/1"]));
-    let incoming = tls_incoming::accept(listener, move || config.clone(), tasks, stop.clone());
-    let stopped = stop.clone();
-    tasks.spawn(async move {
-        let server = tonic::transport::Server::builder().add_service(JoinServer::new(join));
-        let served =
-            server.serve_with_incoming_shutdown(ReceiverStream::new(incoming), stopped.cancelled_owned()).await;
-        report("join service", served);
-    });
-}
-
-fn report(what: &str, served: Result<(), tonic::transport::Error>) {
-    if let Err(error) = served {
-        tracing::error!(%error, "{what} ended");
-    }
-}
-
 fn gateway_identity(
     authority: &ClusterAuthority,
     roots: &[rustls::pki_types::CertificateDer<'static>],
@@ -450,202 +387,4 @@ fn addresses_path(config: &GatewayConfig) -> PathBuf {
 /// Where a replica keeps what the member last said of the registry.
 fn registry_path(config: &GatewayConfig) -> PathBuf {
     config.state.join("registry.json")
-}
-
-async fn bind_tcp(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot bind TCP {address}; is another gateway running?"))
-}
-
-fn bind_socket(path: &Path) -> anyhow::Result<UnixListener> {
-    use std::os::unix::fs::PermissionsExt as _;
-    if let Some(folder) = path.parent() {
-        create_dir(folder)?;
-    }
-    // A socket left by a killed process is nobody's; one that answers belongs to a running gateway.
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        anyhow::bail!("another gateway answers on {}", path.display());
-    }
-    let _ = std::fs::remove_file(path);
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot bind {}", path.display()))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-    Ok(listener)
-}
-
-async fn watch_registry(
-    hub: Arc<Hub>,
-    issuer: Arc<Issuer>,
-    member: MemberHandle,
-    known: isthmus_runtime::readiness::Condition,
-    stop: CancellationToken,
-) {
-    let mut registry = member.registry();
-    loop {
-        let current = registry.borrow_and_update().clone();
-        if current.mesh.is_some() {
-            known.met();
-        }
-        // Trust before anything that needs it: a peer that sees the new certificate first could not verify it.
-        issuer.set_registry(&current);
-        hub.set_registry(current);
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = registry.changed() => if changed.is_err() { return },
-        }
-    }
-}
-
-async fn keep_addresses(hub: Arc<Hub>, path: std::path::PathBuf, stop: CancellationToken) {
-    let mut generation = hub.generation();
-    loop {
-        generation.borrow_and_update();
-        if hub.allocate_addresses(now_unix_s())
-            && let Err(error) = write_state(&path, &*hub.addresses())
-        {
-            tracing::error!(%error, "virtual addresses are not kept; they may change at the next start");
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = generation.changed() => if changed.is_err() { return },
-        }
-    }
-}
-
-async fn expire_leases(hub: Arc<Hub>, stop: CancellationToken) {
-    let mut generation = hub.generation();
-    loop {
-        generation.borrow_and_update();
-        let next = hub.imports(crate::imports::ImportTable::next_timeout);
-        let sleep = next.map_or(Duration::from_secs(3600), |at| at.saturating_duration_since(Instant::now()));
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = generation.changed() => if changed.is_err() { return },
-            () = tokio::time::sleep(sleep) => {
-                hub.expire_imports(Instant::now());
-            }
-        }
-    }
-}
-
-/// Keeps what sidecars are told of keys and replicas current.
-async fn tell_sidecars(
-    sidecars: Arc<Sidecars>,
-    mut keys: watch::Receiver<TunnelKeys>,
-    mut replicas: watch::Receiver<ReplicaList>,
-    stop: CancellationToken,
-) {
-    loop {
-        sidecars.set_keys(keys.borrow_and_update().cids.clone());
-        sidecars.set_replicas(to_wire(&replicas.borrow_and_update()));
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = keys.changed() => if changed.is_err() { return },
-            changed = replicas.changed() => if changed.is_err() { return },
-        }
-    }
-}
-
-async fn rotate_keys(keys: watch::Sender<TunnelKeys>, path: std::path::PathBuf, stop: CancellationToken) {
-    loop {
-        let since = keys.borrow().since_unix_s;
-        let due = Duration::from_secs((since + ROTATE_EVERY.as_secs()).saturating_sub(now_unix_s()));
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(due) => {}
-        }
-        let next = keys.borrow().rotated(now_unix_s());
-        if let Err(error) = next.store(&path) {
-            tracing::error!(%error, "tunnel keys are not rotated: they could not be kept");
-            tokio::time::sleep(Duration::from_secs(60)).await;
-            continue;
-        }
-        keys.send_replace(next);
-        tracing::info!("tunnel keys rotated");
-    }
-}
-
-async fn renew_identity(
-    identity: SharedIdentity,
-    authority: Arc<ClusterAuthority>,
-    issuer: Arc<Issuer>,
-    stop: CancellationToken,
-) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(RENEW_IDENTITY_EVERY) => {}
-        }
-        let roots = issuer.shared().load().roots.clone();
-        let renewed = gateway_identity(&authority, &roots).and_then(|fresh| Ok(identity.replace(&fresh)?));
-        if let Err(error) = renewed {
-            tracing::error!(%error, "the gateway's own certificate was not renewed");
-        }
-    }
-}
-
-async fn summarise(
-    hub: Arc<Hub>,
-    member: MemberHandle,
-    links: crate::links::LinksHandle,
-    dashboard: SocketAddr,
-    summary: watch::Sender<Arc<Summary>>,
-    stop: CancellationToken,
-) {
-    let mut ticks = tokio::time::interval(SUMMARY_EVERY);
-    let mut events = Events::default();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
-        let now_unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_millis() as u64);
-        let status = member.status();
-        let glance = Glance {
-            hub: &hub,
-            status: &status,
-            links: links.table(),
-            events: Vec::new(),
-            dashboard: format!("http://{dashboard}"),
-            now: Instant::now(),
-            now_unix_ms,
-        };
-        let mut next = glance.summary();
-        next.events = events.observe(&summary.borrow(), &next);
-        summary.send_replace(Arc::new(next));
-    }
-}
-
-/// What happened, seen by comparing one summary with the next.
-#[derive(Default)]
-struct Events(std::collections::VecDeque<Event>);
-
-impl Events {
-    fn observe(&mut self, before: &Summary, after: &Summary) -> Vec<Event> {
-        let mut push = |kind: &str, text: String| {
-            self.0.push_front(Event { at: after.generated_at, kind: kind.into(), text });
-            self.0.truncate(crate::summary::EVENTS_MAX);
-        };
-        for cluster in &after.clusters {
-            match before.clusters.iter().find(|old| old.name == cluster.name) {
-                None => push("cluster_joined", format!("cluster {} is a member", cluster.name)),
-                Some(old) if old.state != cluster.state => {
-                    let state =
-                        serde_json::to_value(cluster.state).ok().and_then(|one| one.as_str().map(str::to_owned));
-                    let why = if cluster.reason.is_empty() { String::new() } else { format!(": {}", cluster.reason) };
-                    push("cluster_state", format!("cluster {} is {}{why}", cluster.name, state.unwrap_or_default()));
-                }
-                Some(_) => {}
-            }
-        }
-        for old in before.clusters.iter().filter(|old| after.clusters.iter().all(|one| one.name != old.name)) {
-            push("cluster_left", format!("cluster {} is no member any more", old.name));
-        }
-        if before.store.leader != after.store.leader {
-            let text = match &after.store.leader {
-                Some(leader) => format!("{leader} leads the registry"),
-                None => "the registry has no leader: writes wait".into(),
-            };
-            push("leader_changed", text);
-        }
-        self.0.iter().cloned().collect()
-    }
 }

@@ -8,38 +8,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use isthmus_model::{Locality, Namespace, ServiceAccount, ServiceName, WorkloadName};
+use isthmus_runtime::config_file;
+pub use isthmus_runtime::config_file::ConfigError;
 use serde::Deserialize;
-
-/// Why a sidecar's config was refused.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ConfigError {
-    /// The file could not be read.
-    #[error("cannot read {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The text is not what a sidecar's config looks like.
-    #[error("{path}: {message}")]
-    Syntax {
-        /// The file.
-        path: PathBuf,
-        /// Line, column and cause.
-        message: String,
-    },
-    /// Values that cannot be.
-    #[error("{path}: {}", problems.join("\n  "))]
-    Values {
-        /// The file.
-        path: PathBuf,
-        /// Each with path, value and fix.
-        problems: Vec<String>,
-    },
-}
 
 /// How the workload's connections come to the sidecar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -251,9 +222,7 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], with every problem of the file in one go.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        Self::parse(&text, path)
+        Self::parse(&config_file::read(path)?, path)
     }
 
     /// Checks `text`; relative paths in it start at the file's folder.
@@ -261,14 +230,7 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let raw: RawConfig = serde_saphyr::from_str(text)
-            .map_err(|error| ConfigError::Syntax { path: path.to_owned(), message: error.to_string() })?;
-        let mut problems = Vec::new();
-        let config = prove(raw, path.parent().unwrap_or(Path::new(".")), &mut problems);
-        match config {
-            Some(config) if problems.is_empty() => Ok(config),
-            _ => Err(ConfigError::Values { path: path.to_owned(), problems }),
-        }
+        config_file::parse(text, path, prove)
     }
 
     /// The address of one of its ports; never for the admin port, which is on loopback.

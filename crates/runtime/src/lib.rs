@@ -6,6 +6,7 @@
 //! [`Admin::router`].
 
 pub mod admin;
+pub mod config_file;
 pub mod http;
 pub mod logging;
 pub mod memory;
