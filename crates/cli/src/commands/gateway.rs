@@ -30,7 +30,6 @@ pub struct Args {
 /// # Errors
 /// A config that cannot be, and what keeps the gateway from starting or going on.
 pub fn run(args: Args) -> Result<(), Failure> {
-    isthmus_runtime::memory::no_huge_pages();
     let config = GatewayConfig::load(&args.config)?;
     args.log.init()?;
     // The packet path has threads of its own; these carry sessions, links and the registry.

@@ -24,7 +24,6 @@ pub struct Args {
 /// # Errors
 /// A config that cannot be, and what keeps the sidecar from starting.
 pub fn run(args: Args) -> Result<(), Failure> {
-    isthmus_runtime::memory::no_huge_pages();
     let config = Config::load(&args.config)?;
     let format = match config.log.format {
         Written::Text => LogFormat::Text,
