@@ -1,6 +1,6 @@
 //! From the cluster's member to its other gateway replicas: registry, objects, virtual addresses, tunnel keys.
 //!
-//! The member (replica 0) serves [`ReplicationService`]; every other replica follows it with [`follow`] and keeps
+//! The member (replica 0) serves [`ReplicationService`]; every other replica follows it with [`follow()`] and keeps
 //! what it hears on disk, so that it starts and serves without the member. Sidecars' registrations do not travel
 //! here: each sidecar shows its own, signed by the member, to every replica.
 
