@@ -120,7 +120,10 @@ impl Hub {
 
     /// The cluster's objects were replaced.
     pub fn set_objects(&self, objects: Arc<ObjectSet>) {
-        self.change(|state| state.objects = objects);
+        self.change(|state| {
+            state.locals.set_entries(objects.workloads.values().cloned().collect());
+            state.objects = objects;
+        });
     }
 
     /// A sidecar registered. A process that it replaces is gone, which is told at once.
@@ -154,9 +157,7 @@ impl Hub {
         });
         if !same {
             self.change(|state| {
-                if let Some(local) = state.locals.get_mut(key) {
-                    (local.healthy, local.draining) = (healthy, draining);
-                }
+                state.locals.set_health(key, healthy, draining);
             });
         }
     }

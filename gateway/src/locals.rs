@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
-use isthmus_model::service::{Export, Labels, Patterns, Service, ServicePort, selects_all};
+use isthmus_model::service::{Export, Labels, Patterns, Service, ServicePort, Workload, selects_all};
 use isthmus_model::{ClusterName, Host, Locality, Namespace, ServiceAccount, ServiceName, WorkloadName};
 
 /// A workload's labels.
@@ -42,9 +42,12 @@ pub struct Local {
     pub draining: bool,
 }
 
-/// All workloads of the own cluster.
+/// All workloads of the own cluster: as their sidecars registered, with what WorkloadEntries say of them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Locals {
+    registered: BTreeMap<WorkloadKey, Local>,
+    entries: Vec<Workload>,
+    /// What comes of both.
     workloads: BTreeMap<WorkloadKey, Local>,
 }
 
@@ -52,19 +55,39 @@ impl Locals {
     /// Adds or replaces a workload; returns the process it replaced, if that was another one.
     pub fn insert(&mut self, key: WorkloadKey, local: Local) -> Option<(u32, u16)> {
         let process = (local.handle, local.incarnation);
-        let old = self.workloads.insert(key, local)?;
+        self.workloads.insert(key.clone(), described(&self.entries, &key, &local));
+        let old = self.registered.insert(key, local)?;
         ((old.handle, old.incarnation) != process).then_some((old.handle, old.incarnation))
     }
 
     /// Removes a workload, if it is still the process `(handle, incarnation)`.
     pub fn remove(&mut self, key: &WorkloadKey, process: (u32, u16)) -> bool {
-        let same = self.workloads.get(key).is_some_and(|local| (local.handle, local.incarnation) == process);
-        same && self.workloads.remove(key).is_some()
+        let same = self.registered.get(key).is_some_and(|local| (local.handle, local.incarnation) == process);
+        if same {
+            self.registered.remove(key);
+            self.workloads.remove(key);
+        }
+        same
     }
 
-    /// A workload, to change its health.
-    pub fn get_mut(&mut self, key: &WorkloadKey) -> Option<&mut Local> {
-        self.workloads.get_mut(key)
+    /// A sidecar says how its application is.
+    pub fn set_health(&mut self, key: &WorkloadKey, healthy: bool, draining: bool) {
+        let both = [self.registered.get_mut(key), self.workloads.get_mut(key)];
+        for local in both.into_iter().flatten() {
+            (local.healthy, local.draining) = (healthy, draining);
+        }
+    }
+
+    /// The cluster's WorkloadEntries, all of them.
+    pub fn set_entries(&mut self, entries: Vec<Workload>) {
+        self.entries = entries;
+        let of = |(key, local): (&WorkloadKey, &Local)| (key.clone(), described(&self.entries, key, local));
+        self.workloads = self.registered.iter().map(of).collect();
+    }
+
+    /// Whether a registered workload is the one that `entry` describes.
+    pub fn has(&self, entry: &Workload) -> bool {
+        self.registered.iter().any(|(key, local)| describes(entry, key, local))
     }
 
     /// A workload.
@@ -85,6 +108,28 @@ impl Locals {
     ) -> impl Iterator<Item = (&'a WorkloadKey, &'a Local)> {
         self.workloads.iter().filter(move |((ns, _), local)| ns == namespace && selects(selector, &local.labels))
     }
+}
+
+/// Whether `entry` is about the workload `key`: by its name, or by its sidecar's address.
+fn describes(entry: &Workload, key: &WorkloadKey, local: &Local) -> bool {
+    entry.namespace == key.0 && (entry.name == key.1 || entry.address == local.mtls_address.ip().to_string())
+}
+
+/// `local` with what the first WorkloadEntry about it says. Whom it runs as is proved, never said.
+fn described(entries: &[Workload], key: &WorkloadKey, local: &Local) -> Local {
+    let mut local = local.clone();
+    if let Some(entry) = entries.iter().find(|entry| describes(entry, key, &local)) {
+        local.labels.extend(entry.labels.clone());
+        local.ports.extend(entry.ports.clone());
+        // 1 is what it is where nothing is said.
+        if entry.weight != 1 {
+            local.weight = entry.weight.max(1);
+        }
+        if entry.locality != Locality::default() {
+            local.locality = Some(entry.locality.clone());
+        }
+    }
+    local
 }
 
 /// Whether `labels` carry all of `selector`; an empty selector selects nothing (Kubernetes `Service`).
@@ -229,6 +274,35 @@ pub(crate) mod tests {
         assert_eq!(first.accounts.len(), 1);
         assert!(locals.remove(&key, (1, 1)));
         assert_eq!(export_of(&service(), &locals, Patterns::all(), &first.accounts), first);
+    }
+
+    #[test]
+    fn a_workload_entry_adds_to_what_the_sidecar_of_its_name_or_address_said() {
+        let key: WorkloadKey = ("shop".parse().expect("valid"), "vm-7".parse().expect("valid"));
+        let entry = |name: &str, address: &str| Workload {
+            namespace: key.0.clone(),
+            name: name.parse().expect("valid"),
+            address: address.into(),
+            ports: BTreeMap::from([("http".to_owned(), 7070)]),
+            labels: Labels::from([("version".to_owned(), "v2".to_owned())]),
+            locality: Locality::parse("eu-west-1/b"),
+            weight: 5,
+            account: "ns/shop/sa/other".parse().expect("valid"),
+        };
+        for described in [entry("vm-7", "10.9.9.9"), entry("cart-vm", "10.0.0.9")] {
+            let mut locals = Locals::default();
+            locals.insert(key.clone(), local(1, ("app", "cart")));
+            assert!(locals.has(&described));
+            locals.set_entries(vec![described]);
+            let found = locals.get(&key).expect("registered");
+            assert_eq!((found.labels.len(), found.ports["http"], found.weight), (2, 7070, 5));
+            assert_eq!(found.account.to_string(), "ns/shop/sa/cart", "identity is proved, not said");
+            locals.set_health(&key, false, false);
+            locals.set_entries(Vec::new());
+            let found = locals.get(&key).expect("registered");
+            assert_eq!((found.labels.len(), found.ports["http"], found.healthy), (1, 9090, false));
+        }
+        assert!(!Locals::default().has(&entry("vm-7", "10.0.0.9")));
     }
 
     #[test]

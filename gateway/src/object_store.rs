@@ -224,6 +224,17 @@ impl ObjectStore {
 
     /// What an object waits for before it does anything; empty if it does.
     fn waits_for(&self, key: &ObjectKey) -> String {
+        let objects = self.hub.objects();
+        if key.kind == Kind::WorkloadEntry {
+            let entry =
+                objects.workloads.values().find(|one| one.namespace == key.namespace && one.name.as_str() == key.name);
+            return match entry {
+                Some(entry) if !self.hub.locals().has(entry) => {
+                    format!("no sidecar named {} or at {} has registered yet", entry.name, entry.address)
+                }
+                _ => String::new(),
+            };
+        }
         if key.kind != Kind::ServiceExport {
             return String::new();
         }
@@ -232,7 +243,6 @@ impl ObjectStore {
         if registry.exports.get(self.hub.own()).is_some_and(|of| of.contains_key(&name)) {
             return String::new();
         }
-        let objects = self.hub.objects();
         match objects.services.keys().any(|(namespace, service)| format!("{namespace}/{service}") == name) {
             true => format!("no sidecar of a workload that {name} selects has registered yet"),
             false => format!("there is no Service {name}"),
