@@ -1,8 +1,11 @@
-//! Istio's resources, unchanged, do what they do there: subsets and weights in one cluster, timeouts for the mesh.
+//! Istio's resources, unchanged, do what they do there: subsets and weights in one cluster, timeouts for
+//! the mesh, plaintext by permission.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use isthmus_lab::mesh::WorkloadSpec;
+use isthmus_lab::load::Load;
+use isthmus_lab::mesh::{APP_PORT, Capture, WorkloadSpec};
 use isthmus_tests::{Story, THREE_CLOUDS, ms};
 
 const SAMPLE: &str = env!("CARGO_BIN_EXE_isthmus-sample");
@@ -89,6 +92,36 @@ spec:
         story.mesh.mesh_wide("onprem", "delete", impatient)?;
         story.call_until_answered("aws-eu/shopper", "cart", Duration::from_secs(5))?;
         assert!(written.elapsed() < Duration::from_secs(10));
+        Ok(())
+    });
+}
+
+#[test]
+fn plaintext_is_refused_until_a_peer_authentication_permits_it() {
+    let scene = Story::new("permissive", SAMPLE).cluster("aws-eu", "eu-west-1/a").service("aws-eu", "cart", 1);
+    scene.tell(|story| {
+        if story.mesh.capture() != Capture::Transparent {
+            println!("SKIPPED: plaintext to a workload is only captured with namespaces");
+            return Ok(());
+        }
+        // From a machine without a sidecar, to the workload's own port.
+        let address = SocketAddr::new(story.host("aws-eu/cart-1").local(), APP_PORT);
+        let machine = story.mesh.gateway("aws-eu", 0)?.host().clone();
+        let call = || Load::direct(address, "cart").patience(ms(1000)).once(&machine);
+        assert!(call()?.result.is_err(), "STRICT is the default");
+        let mode = |mode: &str| {
+            format!(
+                "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n\
+                 metadata: {{name: default, namespace: shop}}\nspec: {{mtls: {{mode: {mode}}}}}\n"
+            )
+        };
+        story.mesh.apply("aws-eu", &mode("PERMISSIVE"))?;
+        std::thread::sleep(ms(500));
+        let permitted = call()?.result;
+        assert!(permitted.is_ok(), "{:?}", permitted.err());
+        story.mesh.apply("aws-eu", &mode("STRICT"))?;
+        std::thread::sleep(ms(500));
+        assert!(call()?.result.is_err(), "STRICT again");
         Ok(())
     });
 }
