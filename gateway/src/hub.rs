@@ -138,8 +138,9 @@ impl Hub {
     /// replica, and says so to the others itself.
     pub fn unregister(&self, key: &WorkloadKey, process: (u32, u16)) {
         let draining = self.read(|state| state.locals.get(key).is_some_and(|local| local.draining));
-        if self.change(|state| state.locals.remove(key, process)) && draining {
-            self.tell_gone(self.own_id(), process);
+        match draining {
+            true => self.lost(key, process),
+            false => drop(self.change(|state| state.locals.remove(key, process))),
         }
     }
 

@@ -60,11 +60,7 @@ impl Issuer {
         let Some(trust) = trust_of(registry) else { return };
         let wire = Some(to_wire(&trust));
         self.shared.store(Arc::new(trust));
-        self.published.send_if_modified(|current| {
-            let differs = *current != wire;
-            *current = wire;
-            differs
-        });
+        isthmus_runtime::watched::replace(&self.published, wire);
     }
 
     /// The account that a chain proves, if it is a workload of this cluster.

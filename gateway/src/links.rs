@@ -214,11 +214,7 @@ async fn keep_wanted(
     loop {
         generation.borrow_and_update();
         let now = wanted(&hub, &facts);
-        sender.send_if_modified(|current| {
-            let differs = *current != now;
-            *current = now;
-            differs
-        });
+        isthmus_runtime::watched::replace(&sender, now);
         tokio::select! {
             () = stop.cancelled() => return,
             changed = generation.changed() => if changed.is_err() { return },

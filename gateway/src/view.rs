@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use isthmus_federation::registry::{ExportRecord, Registry};
 use isthmus_model::merge::{Exported, Heard, merge};
-use isthmus_model::service::{Location, Resolution, Service, ServiceEntry};
+use isthmus_model::service::{Labels, Location, Resolution, Service, ServiceEntry, ServicePort};
 use isthmus_model::view::{Backends, Endpoint, Freshness, ResourceName, ServiceView, Target};
 use isthmus_model::vip::Addresses;
-use isthmus_model::{ClusterName, Host, Locality, ServiceAccount};
+use isthmus_model::{ClusterName, Host, Locality, Namespace, ServiceAccount};
 use isthmus_wire::federation::EndpointHealth;
 
 use crate::locals::{Local, Locals, ServiceKey, target_port};
@@ -155,7 +155,11 @@ impl<I: Imports> Facts<'_, I> {
             ports: service.ports.clone(),
             location: Location::MeshInternal,
             resolution: Resolution::Static,
-            backends: vec![self.own_backends(service)],
+            backends: vec![self.own_backends(
+                &service.ports,
+                self.accounts(&service.namespace, &service.selector),
+                self.endpoints(&service.namespace, &service.selector),
+            )],
         };
         Known::Service(Box::new(view))
     }
@@ -173,9 +177,12 @@ impl<I: Imports> Facts<'_, I> {
         for of in &mut service.backends {
             if of.cluster == *self.own {
                 // Known here before the log has it.
-                of.accounts = self.accounts_with(key, &of.accounts);
+                let own = self.services.get(key).map(|service| self.accounts(&service.namespace, &service.selector));
+                let all: BTreeSet<_> = own.into_iter().flatten().chain(std::mem::take(&mut of.accounts)).collect();
+                of.accounts = all.into_iter().collect();
+            } else {
+                of.endpoints = subset(self.own, std::mem::take(&mut of.endpoints));
             }
-            of.endpoints = subset(self.own, std::mem::take(&mut of.endpoints));
         }
         Known::Service(Box::new(service))
     }
@@ -183,7 +190,8 @@ impl<I: Imports> Facts<'_, I> {
     /// What is known of `cluster`'s endpoints of a service.
     fn heard(&self, cluster: &ClusterName, key: &ServiceKey) -> Option<Heard> {
         if cluster == self.own {
-            let endpoints = self.services.get(key).map(|service| self.own_backends(service).endpoints);
+            let service = self.services.get(key);
+            let endpoints = service.map(|service| self.endpoints(&service.namespace, &service.selector));
             return Some(Heard { freshness: Freshness::Fresh, rtt_us: None, endpoints: endpoints.unwrap_or_default() });
         }
         let (freshness, endpoints) = match self.imports.of(cluster, key) {
@@ -195,27 +203,29 @@ impl<I: Imports> Facts<'_, I> {
         Some(Heard { freshness, rtt_us, endpoints: endpoints.iter().map(tunnel_endpoint).collect() })
     }
 
-    fn accounts_with(&self, key: &ServiceKey, known: &[ServiceAccount]) -> Vec<ServiceAccount> {
-        let of_service = self.services.get(key).map(|service| self.own_backends(service).accounts);
-        let all: BTreeSet<ServiceAccount> = known.iter().cloned().chain(of_service.into_iter().flatten()).collect();
+    /// The own cluster's workloads that a selector picks, as endpoints.
+    fn endpoints(&self, namespace: &Namespace, selector: &Labels) -> Vec<Endpoint> {
+        self.locals.selected(namespace, selector).map(|(_, local)| direct_endpoint(local)).collect()
+    }
+
+    /// Whom those workloads run as.
+    fn accounts(&self, namespace: &Namespace, selector: &Labels) -> Vec<ServiceAccount> {
+        let all: BTreeSet<ServiceAccount> =
+            self.locals.selected(namespace, selector).map(|(_, local)| local.account.clone()).collect();
         all.into_iter().collect()
     }
 
-    fn own_backends(&self, service: &Service) -> Backends {
-        let selected: Vec<&Local> =
-            self.locals.selected(&service.namespace, &service.selector).map(|(_, local)| local).collect();
-        let mut accounts: Vec<_> = selected.iter().map(|local| local.account.clone()).collect();
-        accounts.sort();
-        accounts.dedup();
+    /// What the own cluster has behind `ports`.
+    fn own_backends(&self, ports: &[ServicePort], accounts: Vec<ServiceAccount>, endpoints: Vec<Endpoint>) -> Backends {
         Backends {
             cluster: self.own.clone(),
             cluster_id: self.registry.clusters.get(self.own).map_or(isthmus_model::ClusterId(0), |own| own.id),
             locality: self.locality.clone(),
             freshness: Freshness::Fresh,
             rtt_us: None,
-            ports: service.ports.iter().map(|port| port.number).collect(),
+            ports: ports.iter().map(|port| port.number).collect(),
             accounts,
-            endpoints: selected.into_iter().map(direct_endpoint).collect(),
+            endpoints,
         }
     }
 
@@ -238,15 +248,9 @@ impl<I: Imports> Facts<'_, I> {
             labels: BTreeMap::new(),
             healthy: true,
         });
-        let selected =
-            self.locals.selected(&entry.namespace, &entry.workload_selector).map(|(_, local)| direct_endpoint(local));
-        let mut accounts: Vec<_> = self
-            .locals
-            .selected(&entry.namespace, &entry.workload_selector)
-            .map(|(_, local)| local.account.clone())
-            .collect();
-        accounts.sort();
-        accounts.dedup();
+        let selected = self.endpoints(&entry.namespace, &entry.workload_selector);
+        let endpoints = listed.chain(by_name).chain(selected).collect();
+        let accounts = self.accounts(&entry.namespace, &entry.workload_selector);
         let declared: Vec<IpAddr> = entry.addresses.iter().filter(|net| is_single(net)).map(|net| net.addr()).collect();
         ServiceView {
             host: named.unwrap_or(host).clone(),
@@ -254,16 +258,7 @@ impl<I: Imports> Facts<'_, I> {
             ports: entry.ports.clone(),
             location: entry.location,
             resolution: entry.resolution,
-            backends: vec![Backends {
-                cluster: self.own.clone(),
-                cluster_id: self.registry.clusters.get(self.own).map_or(isthmus_model::ClusterId(0), |own| own.id),
-                locality: self.locality.clone(),
-                freshness: Freshness::Fresh,
-                rtt_us: None,
-                ports: entry.ports.iter().map(|port| port.number).collect(),
-                accounts,
-                endpoints: listed.chain(by_name).chain(selected).collect(),
-            }],
+            backends: vec![self.own_backends(&entry.ports, accounts, endpoints)],
         }
     }
 
@@ -343,5 +338,81 @@ pub fn health_of(service: &Service, local: &Local) -> EndpointHealth {
         draining: local.draining,
         ports: service.ports.iter().map(|port| target_port(port, &local.ports).into()).collect(),
         account: local.account.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use isthmus_federation::command::ClusterFacts;
+    use isthmus_federation::registry::ClusterRecord;
+    use isthmus_model::ClusterId;
+    use isthmus_model::service::{Export, Patterns};
+
+    use super::*;
+    use crate::imports::ImportTable;
+    use crate::locals::tests::local;
+
+    fn member(name: &ClusterName) -> ClusterRecord {
+        ClusterRecord {
+            id: ClusterId(1),
+            name: name.clone(),
+            chain: Vec::new(),
+            previous: Vec::new(),
+            facts: ClusterFacts::default(),
+            may_issue: Patterns::all(),
+            may_export: Patterns::all(),
+            signer: true,
+            joined_index: 1,
+            joined_unix_s: 0,
+        }
+    }
+
+    #[test]
+    fn all_of_the_own_clusters_endpoints_are_told_of_an_exported_service() {
+        let own: ClusterName = "aws-eu".parse().expect("valid");
+        let key: ServiceKey = ("shop".parse().expect("valid"), "cart".parse().expect("valid"));
+        let service = Service {
+            namespace: key.0.clone(),
+            name: key.1.clone(),
+            selector: Labels::from([("app".to_owned(), "cart".to_owned())]),
+            ports: Vec::new(),
+            labels: Labels::new(),
+            address: None,
+        };
+        let mut locals = Locals::default();
+        for number in 1..=ENDPOINTS_PER_CLUSTER as u32 + 4 {
+            let mut workload = local(number, ("app", "cart"));
+            workload.mtls_address = format!("10.0.1.{number}:15008").parse().expect("valid");
+            let name = format!("cart-{number}").parse().expect("valid");
+            locals.insert((key.0.clone(), name), workload);
+        }
+        let export = Export {
+            namespace: key.0.clone(),
+            name: key.1.clone(),
+            ports: Vec::new(),
+            accounts: Vec::new(),
+            visible_to: Patterns::all(),
+        };
+        let record = Arc::new(ExportRecord { export, first_index: 2, index: 2, version: 1 });
+        let registry = Registry {
+            clusters: Arc::new(BTreeMap::from([(own.clone(), Arc::new(member(&own)))])),
+            exports: Arc::new(BTreeMap::from([(own.clone(), BTreeMap::from([("shop/cart".to_owned(), record)]))])),
+            ..Registry::default()
+        };
+        let facts = Facts {
+            own: &own,
+            locality: &Locality::default(),
+            registry: &registry,
+            services: &BTreeMap::from([(key, service)]),
+            entries: &BTreeMap::new(),
+            locals: &locals,
+            imports: &ImportTable::default(),
+            paths: &BTreeMap::new(),
+            addresses: &Addresses::new("demo"),
+        };
+        let host = "cart.shop.svc.clusterset.local".parse().expect("valid");
+        let Known::Service(view) = facts.host(&host) else { panic!("it is exported") };
+        assert_eq!(view.backends[0].endpoints.len(), ENDPOINTS_PER_CLUSTER + 4, "the subset is for other clusters'");
+        assert_eq!(view.backends[0].accounts.len(), 1, "known here before the log has it");
     }
 }

@@ -158,11 +158,7 @@ impl Told {
         if !udp.is_empty() {
             self.endpoint.set_gateways(udp);
         }
-        self.replicas.send_if_modified(|known| {
-            let changed = *known != sessions;
-            *known = sessions;
-            changed
-        });
+        isthmus_runtime::watched::replace(&self.replicas, sessions);
     }
 
     /// A new generation of a path: it changed underneath the tunnels.

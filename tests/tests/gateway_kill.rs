@@ -28,7 +28,7 @@ fn a_lone_gateway_killed_and_back_after_300_ms_fails_no_request() {
             let report = running.stop()?;
             let verdict = story.judge(&report, "cart")?;
             assert!(verdict.is_flawless(), "{cluster}: {verdict:?}");
-            assert!(report.slowest() < within(ms(1000)), "{cluster}: {report}");
+            assert!(report.slowest() < within(ms(1000)).min(ms(1500)), "{cluster}: {report}");
         }
         Ok(())
     });
@@ -70,7 +70,7 @@ fn when_all_gateways_of_a_cluster_die_another_cluster_answers_within_a_second() 
         });
         let moved = moved.expect("answers from another cluster");
         println!("moved after {moved:?}");
-        assert!(moved < within(ms(1000)), "moved after {moved:?}");
+        assert!(moved < ms(1000), "moved after {moved:?}");
         std::thread::sleep(ms(1000));
         let settled = running.elapsed();
         std::thread::sleep(Duration::from_secs(2));

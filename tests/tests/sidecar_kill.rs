@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use isthmus_lab::ledger::Failure;
-use isthmus_tests::{THREE_CLOUDS, ms, within};
+use isthmus_tests::{THREE_CLOUDS, ms};
 
 #[test]
 fn posts_in_flight_answer_503_once_and_new_requests_go_elsewhere_within_500_ms() {
@@ -23,13 +23,13 @@ fn posts_in_flight_answer_503_once_and_new_requests_go_elsewhere_within_500_ms()
         assert!(verdict.is_honest(), "{verdict:?}");
         for (outcome, failure) in report.failed() {
             assert!(matches!(failure, Failure::Status { status: 503, .. }), "{failure}");
-            let in_flight = killed.saturating_sub(ms(500))..killed + within(ms(500));
+            let in_flight = killed.saturating_sub(ms(500))..killed + ms(500);
             assert!(in_flight.contains(&outcome.at), "due at {:?}, killed at {killed:?}: {failure}", outcome.at);
         }
         assert!(report.failed().count() > 0, "some were in flight when it died");
-        let later = report.between(killed + within(ms(500)), Duration::MAX);
+        let later = report.between(killed + ms(500), Duration::MAX);
         assert!(later.answered().all(|(_, answered)| answered.cluster != first));
-        assert!(later.answered().count() > 50, "{later}");
+        assert!(later.answered().count() > 100, "{later}");
         Ok(())
     });
 }

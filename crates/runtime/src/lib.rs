@@ -13,6 +13,7 @@ pub mod memory;
 pub mod metrics;
 pub mod readiness;
 pub mod shutdown;
+pub mod watched;
 
 pub use admin::Admin;
 pub use http::{BindError, HttpServer};

@@ -182,11 +182,7 @@ impl Followed {
             self.hub.set_addresses(addresses);
         });
         self.part("replicas", &state.replicas, |list: ReplicaList| {
-            self.list.send_if_modified(|current| {
-                let differs = *current != list;
-                *current = list;
-                differs
-            });
+            isthmus_runtime::watched::replace(&self.list, list);
         });
     }
 

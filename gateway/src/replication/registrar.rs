@@ -85,11 +85,7 @@ impl Registrar {
     fn publish(&self, others: &BTreeMap<u8, Known>) {
         let list: ReplicaList =
             std::iter::once(&self.own).chain(others.values().map(|known| &known.addresses)).cloned().collect();
-        self.list.send_if_modified(|current| {
-            let differs = *current != list;
-            *current = list;
-            differs
-        });
+        isthmus_runtime::watched::replace(&self.list, list);
         if let Err(error) = write_state(&self.path, others) {
             tracing::warn!(%error, "the other replicas are not kept; they are told anew after a restart");
         }
