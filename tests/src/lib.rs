@@ -11,6 +11,6 @@ mod scenes;
 mod story;
 
 pub use scenes::{THREE_CLOUDS, TWO_CLOUDS};
-pub use story::{Story, Told, binary, mesh_host, ms, within};
+pub use story::{Story, Told, binary, mesh_host, ms, top, within};
 
 pub use isthmus_lab::{Host, LoadReport, MeshError, Mode, PathConfig, RunningLoad, Verdict};

@@ -294,6 +294,12 @@ pub fn mesh_host(service: &str) -> String {
     format!("{service}.{NAMESPACE}.svc.clusterset.local")
 }
 
+/// The repository's top. Asked when the test runs: a build directory that clones share keeps the path of the first.
+pub fn top() -> PathBuf {
+    let tests = std::env::var_os("CARGO_MANIFEST_DIR").expect("cargo runs the tests");
+    Path::new(&tests).parent().expect("tests/ lies in the repository").to_owned()
+}
+
 /// The binary that stories run: `ISTHMUS_BIN`, or the one that cargo built beside the tests.
 ///
 /// # Errors

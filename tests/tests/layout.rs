@@ -3,9 +3,9 @@
 //! A new edge is a decision. Add it to [`EDGES`] in the commit that needs it, and say there why.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use isthmus_tests::top;
 use serde_json::Value;
 
 /// Each crate of the workspace, and the others that it may depend on.
@@ -38,10 +38,6 @@ const NEVER: &[(&str, &[&str], &str)] = &[
     ("isthmus-tunnel", &["isthmus-objects", "isthmus-federation", "raft", "redb", "kube"], "sidecars carry it"),
     ("isthmus-cli", &["ring", "openssl-sys", "native-tls"], "one crypto provider: aws-lc-rs"),
 ];
-
-fn top() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the repository").to_owned()
-}
 
 fn cargo(arguments: &[&str]) -> String {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());

@@ -2,7 +2,6 @@
 
 use std::io::Read as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,8 +10,7 @@ const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
 fn two_clusters_by_hand_as_the_readme_has_it() {
-    let top = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the repository");
-    let readme = std::fs::read_to_string(top.join("README.md")).expect("a README");
+    let readme = std::fs::read_to_string(isthmus_tests::top().join("README.md")).expect("a README");
     let by_hand = readme.split("## By hand").nth(1).expect("a section on doing it by hand");
     let block = by_hand.split("```bash\n").nth(1).and_then(|rest| rest.split("```\n").next()).expect("its commands");
     let binary = isthmus_tests::binary().expect("the binary");
